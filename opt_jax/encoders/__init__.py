@@ -1,0 +1,1 @@
+"""The frozen encoders as Flax modules, and their storage."""
