@@ -86,7 +86,7 @@ def draw_sample(task: ShardTask, index: int, synthesizer: Synthesizer) -> tuple[
 
 
 def make_shard(task: ShardTask, report=lambda done: None) -> None:
-    """Writes the shard aside, renames it, then writes its record (inputs, sha256, rows for captions.jsonl)."""
+    """Writes the shard aside, renames it, then writes its record: inputs, sha256, index rows."""
     path = Path(task.path)
     aside = path.with_name(path.name + f".writing{os.getpid()}")
     synthesizer = Synthesizer()

@@ -54,6 +54,9 @@ class Synthesizer:
         if self._rate <= 0:
             raise RuntimeError(f"espeak-ng did not start with the data in {loader.get_data_path()}")
         self._library.espeak_SetSynthCallback(self._callback)
+        # At its start espeak seeds the generator of its breathy voices with the time of day.
+        self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+        self._library.espeak_ng_SetRandSeed(1)
 
     def speak(self, sentence: str, voice: str, words_per_minute: int, pitch: int, level: float) -> np.ndarray:
         """Speaks a sentence.
