@@ -1,0 +1,140 @@
+"""Checkpoints: written by Orbax in the background, hashed leaf by leaf, refused when they do not fit.
+
+Orbax does not notice a flipped bit. So each checkpoint carries one hash per leaf, computed on the devices
+that hold it before it is written, and compared after it is read.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from opt_jax.partitioning import path_name
+
+
+class FingerprintMismatch(ValueError):
+    """A checkpoint was made with another cache, batch size, vocabulary or optimizer."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint cannot be read, or what was read is not what was written."""
+
+
+def _leaf_hash(array: jax.Array) -> jax.Array:
+    """sum over positions i of bits_i * (odd multiple of i), mod 2**32: uint32 scalar.
+
+    Odd factors are invertible modulo 2**32, so any change of one element changes the sum; they differ from
+    position to position, so exchanged elements do too. Integer sums agree in every order and on every mesh.
+    """
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)  # 64-bit: a new last axis of 2
+    position = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum(bits * (position * jnp.uint32(0x9E3779B2) + jnp.uint32(1)), dtype=jnp.uint32)
+
+
+_hashes = jax.jit(lambda leaves: [_leaf_hash(leaf) for leaf in leaves])
+
+
+def leaf_hashes(tree: Any) -> dict[str, int]:
+    """path -> hash of the bits of every array in the tree."""
+    paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(tree)[0], strict=True)
+    values = jax.device_get(_hashes(list(leaves)))
+    return {path_name(path): int(value) for path, value in zip(paths, values, strict=True)}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as {"a.b": value}; lists are values."""
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            items.update(flat(value, f"{prefix}{key}."))
+        else:
+            items[f"{prefix}{key}"] = value
+    return items
+
+
+def fingerprint_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """One line per key that differs: `key: found -> wanted`."""
+    found, wanted = flat(found), flat(wanted)
+    return [
+        f"{key}: {found.get(key, '(absent)')!r} -> {wanted.get(key, '(absent)')!r}"
+        for key in sorted(found.keys() | wanted.keys())
+        if key not in found or key not in wanted or found[key] != wanted[key]
+    ]
+
+
+class Checkpoints:
+    """The checkpoints of one training, in `directory`, of which the last `keep` stay.
+
+    `fingerprint` (JSON-able) says what the training depends on; a checkpoint with another is refused.
+    """
+
+    def __init__(self, directory: Path, keep: int, fingerprint: Mapping[str, Any]):
+        self.directory = Path(directory).absolute()
+        self.fingerprint = json.loads(json.dumps(fingerprint))  # as it will be read: tuples become lists
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
+        """Starts to write `state` (arrays) and `host` (JSON-able); returns once both are copied."""
+        if step in self._manager.all_steps():
+            return
+        record = {"fingerprint": self.fingerprint, "hashes": leaf_hashes(state), "host": dict(host)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        self._manager.save(step, args=items)
+
+    def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, host) as saved; `abstract` gives shapes, dtypes and shardings, of any mesh.
+
+        Raises FingerprintMismatch with the differences, or DamagedCheckpoint naming the leaf.
+        """
+        place = self.directory / str(step)
+        earlier = [other for other in self._manager.all_steps() if other < step]
+        remedy = f"Delete {place} to " + (f"go on from step {max(earlier)}" if earlier else "start anew")
+        try:
+            items = ocp.args.Composite(record=ocp.args.JsonRestore())
+            record = self._manager.restore(step, args=items).record
+        except Exception as error:
+            raise DamagedCheckpoint(f"{place}: the record cannot be read ({error}). {remedy}") from error
+        difference = fingerprint_difference(record["fingerprint"], self.fingerprint)
+        if difference:
+            raise FingerprintMismatch(
+                f"{self.directory} holds a training made with other inputs (found -> wanted):\n  "
+                + "\n  ".join(difference)
+                + "\nUse another workdir, or delete the directory to start anew."
+            )
+        try:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(step, args=items).state
+        except Exception as error:
+            raise DamagedCheckpoint(f"{place}: the state cannot be read ({error}). {remedy}") from error
+        found = leaf_hashes(state)
+        damaged = [path for path, value in record["hashes"].items() if found.get(path) != value]
+        if damaged:
+            raise DamagedCheckpoint(f"{place}: not the bits that were saved: {', '.join(damaged)}. {remedy}")
+        return state, record["host"]
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+def abstract_state(shapes: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with shardings, as `Checkpoints.restore` wants them."""
+    return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
