@@ -71,9 +71,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, directory) -> Toke
     _use_bert_rules(learner)
     seen = {letter for text in texts for letter in learner.normalizer.normalize_str(text)}
     letters = sorted(letter for letter in seen | set(_LETTERS) if not letter.isspace())
-    # The trainer numbers '##x' in the order of a randomly seeded hash, which also decides between equally
-    # The trainer numbers "##x" in the order of a seeded hash, which also decides between equally frequent
+    # The trainer numbers '##x' in the order of a seeded hash, which also decides between equally frequent
     # merges. Given as "special", the letters have fixed numbers, and any word of them can be spelled.
+    fixed = [*SPECIAL_TOKENS, *letters, *("##" + letter for letter in letters)]
     if len(fixed) > vocab_size:
         raise TokenizerError(f"vocab_size {vocab_size} cannot hold {len(fixed)} specials and letters")
     trainer = trainers.WordPieceTrainer(
