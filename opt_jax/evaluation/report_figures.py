@@ -1,0 +1,139 @@
+"""What the report's tables hold, out of the flat results of a run. Keys: see `opt_jax.evaluation.report`."""
+
+from collections.abc import Mapping
+
+RETRIEVAL_DIRECTIONS = {
+    "image_to_text": "Image → text",
+    "text_to_image": "Text → image",
+    "text_to_audio": "Text → speech",
+    "audio_to_text": "Speech → text",
+    "text_audio_to_image": "Text + speech → image",
+}
+RETRIEVAL_SCORERS = {
+    "retrieval": "Best combination",
+    "retrieval_alignment": "Alignment",
+    "retrieval_matching": "Matching",
+    "retrieval_likelihood": "Text likelihood",
+}
+INPUTS = {
+    "audio": "Speech",
+    "image": "Image",
+    "audio_image": "Speech + image",
+    "image_audio": "Image + speech",
+    "chance": "Chance",
+}
+CUTOFFS = (1, 5, 10)
+
+
+def retrieval_table(results: Mapping) -> dict | None:
+    """{"scorers": names, "rows": [{"name", "cells" [scorers][cutoffs]}], "chance" [cutoffs] or None}."""
+    scorers = [
+        key
+        for key in RETRIEVAL_SCORERS
+        if any(name.startswith(f"{key}/") and "R@" in name for name in results)
+    ]
+    rows = []
+    for direction, name in RETRIEVAL_DIRECTIONS.items():
+        cells = [[results.get(f"{scorer}/{direction}/R@{k}") for k in CUTOFFS] for scorer in scorers]
+        if any(value is not None for group in cells for value in group):
+            rows.append({"name": name, "cells": cells})
+    pool = results.get("retrieval/pool")
+    chance = [100.0 * min(k, pool) / pool for k in CUTOFFS] if pool else None
+    return (
+        {"scorers": [RETRIEVAL_SCORERS[s] for s in scorers], "rows": rows, "chance": chance} if rows else None
+    )
+
+
+def grid(results: Mapping, prefix: str) -> dict | None:
+    """Keys prefix/row/column as {"columns", "rows": [{"name", "chance": bool, "values"}]}, chance last."""
+    parts = [key.split("/") for key in results if key.startswith(f"{prefix}/") and key.count("/") == 2]
+    columns, rows = list(dict.fromkeys(p[2] for p in parts)), list(dict.fromkeys(p[1] for p in parts))
+    rows.sort(key=lambda row: row == "chance")
+    return parts and {
+        "columns": columns,
+        "rows": [
+            {
+                "name": INPUTS.get(row, row),
+                "chance": row == "chance",
+                "values": [results.get(f"{prefix}/{row}/{column}") for column in columns],
+            }
+            for row in rows
+        ],
+    }
+
+
+def headlines(results: Mapping) -> list[dict]:
+    """The few figures to see first: {"name", "value", "beside"}; those that the results lack are left out."""
+    pool = results.get("retrieval/pool")
+    chance = f"chance {100 / pool:.1f}, pool of {pool:g}" if pool else ""
+    pairs = [
+        ("Text → image R@1", "retrieval/text_to_image/R@1", chance),
+        ("Text → speech R@1", "retrieval/text_to_audio/R@1", chance),
+        (
+            "Word error rate",
+            "speech_recognition/audio/WER",
+            _beside(results, "with image", "speech_recognition/audio_image/WER"),
+        ),
+        ("Caption CIDEr", "captioning/image/CIDEr", _beside(results, "BLEU-4", "captioning/image/BLEU-4")),
+        ("Labels mAP", "classification/T+I+A/mAP", _beside(results, "chance", "classification/chance/mAP")),
+        (
+            "Named objects drawn",
+            "text_to_image/named_objects_found",
+            _beside(results, "ceiling", "text_to_image/named_objects_ceiling"),
+        ),
+    ]
+    return [
+        {"name": name, "value": results[key], "beside": beside}
+        for name, key, beside in pairs
+        if key in results
+    ]
+
+
+def generation_rows(results: Mapping) -> list[dict]:
+    """Text to image: each figure beside what bounds it."""
+    pairs = [
+        (
+            "Image codes predicted, teacher-forced top-1",
+            "code_accuracy",
+            "majority code of the cell",
+            "code_majority",
+        ),
+        (
+            "Named objects found by the detector",
+            "named_objects_found",
+            "on reconstructed real pictures",
+            "named_objects_ceiling",
+        ),
+    ]
+    return [
+        {
+            "name": name,
+            "value": results[f"text_to_image/{key}"],
+            "beside": results.get(f"text_to_image/{other}"),
+            "beside_name": other_name,
+        }
+        for name, key, other_name, other in pairs
+        if f"text_to_image/{key}" in results
+    ]
+
+
+def stages(results: Mapping) -> list[dict]:
+    """Seconds per stage with the share of the whole in percent: [{"name", "seconds", "share"}]."""
+    seconds = {k.removeprefix("seconds/"): float(v) for k, v in results.items() if k.startswith("seconds/")}
+    seconds.pop("total", None)
+    total = sum(seconds.values()) or 1.0
+    return [{"name": k, "seconds": v, "share": 100 * v / total} for k, v in seconds.items()]
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s" if seconds % 60 else f"{seconds // 60} min"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def _beside(results: Mapping, name: str, key: str) -> str:
+    return f"{name} {results[key]:.1f}" if key in results else ""
