@@ -1,0 +1,165 @@
+"""The manifest of a cache: what it holds, what made it, and the hashes that show damage."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from opt_jax.cache.schema import Schema
+
+MANIFEST = "manifest.json"
+ROWS = "rows.npz"
+STATISTICS = "statistics.npz"
+QUARANTINE = "quarantine.jsonl"
+FORMAT = 1
+NAME = "opt"
+"""Name of the dataset in file names, as TensorFlow Datasets wants one."""
+
+
+class CacheError(Exception):
+    """A cache is damaged, incomplete or missing."""
+
+
+class FingerprintMismatch(CacheError):
+    """A cache was made by something else than the configuration at hand."""
+
+    def __init__(self, directory, found: Mapping, wanted: Mapping):
+        lines = differences(found, wanted)
+        super().__init__(
+            f"the cache in {directory} was made by something else:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nuse another directory, or delete this one to build it again"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file: its name, number of rows, bytes on disk, bytes of its records, and sha256 of the file."""
+
+    file: str
+    rows: int
+    size: int
+    payload: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Contents of manifest.json. `files` maps every file beside the shards to its sha256.
+
+    num_source_rows = num_rows + num_quarantined. class_names are the multi-label classes, C of them; the
+    detector's classes are counted by schema.region_classes.
+    """
+
+    split: str
+    fingerprint: dict
+    schema: Schema
+    num_rows: int
+    num_quarantined: int
+    num_source_rows: int
+    examples_per_shard: int
+    class_names: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    files: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything else: two caches of equal content have equal digests."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def _content(self) -> dict:
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    def write(self, directory: Path) -> None:
+        text = json.dumps({**self._content(), "digest": self.digest}, indent=1) + "\n"
+        write_atomically(Path(directory) / MANIFEST, text.encode())
+
+
+def read_manifest(directory: str | os.PathLike) -> Manifest:
+    """Reads manifest.json. Raises CacheError when it is missing, of another format, or was edited."""
+    path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise CacheError(
+            f"{path} is missing: no cache there, or its build has not finished; run the build again"
+        )
+    try:
+        content = json.loads(path.read_text())
+        digest, version = content.pop("digest"), content.pop("format")
+        if version != FORMAT:
+            raise CacheError(f"{path} has format {version}, expected {FORMAT}; build the cache again")
+        content["schema"] = Schema(**content["schema"])
+        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
+        content["class_names"] = tuple(content["class_names"])
+        manifest = Manifest(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path} is damaged ({error!r}); build the cache again") from error
+    if manifest.digest != digest:
+        raise CacheError(
+            f"{path} was edited: digest {digest}, content {manifest.digest}; build the cache again"
+        )
+    return manifest
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    """{'a': {'b': 1}} -> {'a/b': 1}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(found: Mapping, wanted: Mapping) -> list[str]:
+    """One line for each flat key whose values differ: 'key: found -> wanted'."""
+    found, wanted = (flatten(json.loads(json.dumps(tree))) for tree in (found, wanted))
+
+    def show(tree, key):
+        return json.dumps(tree[key]) if key in tree else "(none)"
+
+    return [
+        f"{key}: {show(found, key)} -> {show(wanted, key)}"
+        for key in sorted(found.keys() | wanted.keys())
+        if show(found, key) != show(wanted, key)
+    ]
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file is there with all of its content, or not at all."""
+    aside = path.with_name(path.name + ".partial")
+    with open(aside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz whose bytes depend on the arrays alone.
+
+    Raises TypeError for an array of objects, which would be pickled.
+    """
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"{path}: {name} holds objects; store numbers or strings")
+    aside = path.with_name(path.name + ".partial")
+    with open(aside, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

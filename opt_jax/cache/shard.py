@@ -1,0 +1,159 @@
+"""One shard is one idempotent task: write aside, close, re-read, hash, rename, record.
+
+A shard is finished when its record (`records/00003.npz`) is there: the record is written last. Tasks share
+nothing, so they may run in any order, on any machine that sees the directory.
+"""
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from opt_jax.cache import manifest as manifest_lib
+from opt_jax.cache.manifest import CacheError, Shard
+from opt_jax.cache.schema import Quarantine, Schema, caption_key, make_example, serialize
+
+RECORDS = "records"
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+"""Random access, without threads of its own."""
+
+_MEASURED = {"region": "region_features", "audio": "audio_features"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask:
+    """Rows `start` to `stop` of the source become file number `number` of `count`."""
+
+    directory: Path
+    split: str
+    number: int
+    count: int
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        return f"{manifest_lib.NAME}-{self.split}.array_record-{self.number:05d}-of-{self.count:05d}"
+
+    @property
+    def record(self) -> Path:
+        return self.directory / RECORDS / f"{self.number:05d}.npz"
+
+    def finished(self) -> bool:
+        """Whether the record is there and its file has the recorded size."""
+        if not self.record.exists():
+            return False
+        path = self.directory / self.file
+        return path.exists() and path.stat().st_size == load_record(self)[0].size
+
+
+def read_triplets(source, task: ShardTask) -> list[tuple[int, object]]:
+    """(row, triplet) of the task's rows; a row that cannot be read comes as (row, Quarantine)."""
+    rows = []
+    for row in range(task.start, task.stop):
+        try:
+            rows.append((row, source[row]))
+        except Exception as error:  # Whatever a decoder raises on a broken file concerns this row alone.
+            rows.append((row, Quarantine(f"{type(error).__name__}: {error}")))
+    return rows
+
+
+def run_shard(task: ShardTask, rows: Sequence[tuple[int, object]], extractor, schema: Schema) -> None:
+    """Extracts and writes one shard.
+
+    `extractor.extract(triplets)` returns, for each triplet, a mapping of the arrays of its present
+    modalities or a Quarantine. Raises ValueError when it breaks that contract, CacheError when the written
+    file does not read back.
+    """
+    readable = [(row, triplet) for row, triplet in rows if not isinstance(triplet, Quarantine)]
+    extracted = extractor.extract([triplet for _, triplet in readable]) if readable else []
+    if len(extracted) != len(readable):
+        raise ValueError(f"the extractor returned {len(extracted)} results for {len(readable)} triplets")
+    quarantined = [_quarantine_line(row, None, "reading", q) for row, q in rows if isinstance(q, Quarantine)]
+    examples = []
+    for (row, triplet), arrays in zip(readable, extracted, strict=True):
+        made = arrays if isinstance(arrays, Quarantine) else make_example(triplet, arrays, row, schema)
+        if isinstance(made, Quarantine):
+            quarantined.append(_quarantine_line(row, triplet.id, "extraction", made))
+        else:
+            examples.append(made)
+    quarantined.sort(key=lambda line: line["row"])
+    records = [serialize(example, schema) for example in examples]
+    shard = _write(task, records)
+    arrays = _row_arrays(examples, records) | _sums(examples, schema)
+    content = {"shard": dataclasses.asdict(shard), "quarantined": quarantined}
+    task.record.parent.mkdir(exist_ok=True)
+    manifest_lib.save_arrays(task.record, {"content": np.array(json.dumps(content)), **arrays})
+
+
+def load_record(task: ShardTask) -> tuple[Shard, list[dict], dict[str, np.ndarray]]:
+    """What `run_shard` recorded: the shard, its lines for quarantine.jsonl, arrays of rows and sums."""
+    arrays = manifest_lib.load_arrays(task.record)
+    content = json.loads(str(arrays.pop("content")))
+    return Shard(**content["shard"]), content["quarantined"], arrays
+
+
+def _quarantine_line(row: int, row_id: str | None, stage: str, quarantine: Quarantine) -> dict:
+    return {"row": row, "id": row_id, "stage": stage, "reason": quarantine.reason}
+
+
+def _write(task: ShardTask, records: Sequence[bytes]) -> Shard:
+    path = task.directory / task.file
+    aside = path.with_name(path.name + ".partial")
+    writer = ArrayRecordWriter(os.fspath(aside), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    reader = ArrayRecordReader(os.fspath(aside), READER_OPTIONS)
+    if reader.num_records() != len(records) or (records and reader.read_all() != list(records)):
+        raise CacheError(
+            f"{aside} does not read back as it was written; check the disk and run the build again"
+        )
+    reader.close()
+    with open(aside, "rb") as file:
+        os.fsync(file.fileno())
+    shard = Shard(
+        task.file, len(records), aside.stat().st_size, sum(map(len, records)), manifest_lib.sha256(aside)
+    )
+    os.replace(aside, path)
+    return shard
+
+
+def _row_arrays(examples: Sequence[dict], records: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """What the batch plan and `verify` need to know of every row, [rows] each; present is [rows, 3]."""
+    numbers = {
+        "source_row": [example["index"] for example in examples],
+        "text_length": [len(example["text_ids"]) for example in examples],
+        "region_count": [len(example["region_features"]) for example in examples],
+        "frame_count": [len(example["audio_features"]) for example in examples],
+        "caption_key": [caption_key(example["caption"], example["id"]) for example in examples],
+    }
+    return {name: np.array(values, np.int32) for name, values in numbers.items()} | {
+        "id": np.array([example["id"] for example in examples], np.str_),
+        "present": np.array([example["present"] for example in examples], np.bool_).reshape(-1, 3),
+        "checksum": np.array([zlib.crc32(record) for record in records], np.uint32),
+    }
+
+
+def _sums(examples: Sequence[dict], schema: Schema) -> dict[str, np.ndarray]:
+    """Count, sum and sum of squares of the stored features, in float64."""
+    arrays = {}
+    sizes = {"region": schema.region_size, "audio": schema.audio_size}
+    for name, field in _MEASURED.items():
+        total, squares, count = np.zeros(sizes[name]), np.zeros(sizes[name]), 0
+        for example in examples:
+            values = example[field].astype(np.float64)
+            total += values.sum(axis=0)
+            squares += np.square(values).sum(axis=0)
+            count += len(values)
+        arrays |= {
+            f"{name}_measured": np.array(count),
+            f"{name}_sum": total,
+            f"{name}_squares": squares,
+        }
+    return arrays

@@ -1,0 +1,86 @@
+"""Re-reads a whole cache: `python -m opt_jax.cache.verify DIRECTORY` lists what is damaged.
+
+Exit status 1 if anything is.
+"""
+
+import argparse
+import os
+import sys
+import zlib
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from opt_jax.cache import manifest as manifest_lib
+from opt_jax.cache.manifest import CacheError, read_manifest
+from opt_jax.cache.schema import deserialize
+from opt_jax.cache.shard import READER_OPTIONS
+from opt_jax.metrics_log import progress
+
+
+def verify(directory) -> list[str]:
+    """One line for each thing that is wrong, naming the file, the record and its id; [] if nothing is."""
+    directory = Path(directory)
+    try:
+        manifest = read_manifest(directory)
+    except CacheError as error:
+        return [str(error)]
+    problems = []
+    for name, digest in manifest.files.items():
+        path = directory / name
+        if not path.exists():
+            problems.append(f"{name}: missing")
+        elif manifest_lib.sha256(path) != digest:
+            problems.append(f"{name}: sha256 is not the manifest's")
+    expected = {manifest_lib.MANIFEST, *manifest.files, *(shard.file for shard in manifest.shards)}
+    problems += [
+        f"{path.name}: does not belong here" for path in directory.iterdir() if path.name not in expected
+    ]
+    rows = None
+    if not any(problem.startswith(manifest_lib.ROWS) for problem in problems):
+        rows = manifest_lib.load_arrays(directory / manifest_lib.ROWS)
+    start = 0
+    for shard in progress(manifest.shards, "verify"):
+        names = rows and {name: rows[name][start : start + shard.rows] for name in ("id", "checksum")}
+        problems += _verify_shard(directory / shard.file, shard, names, manifest.schema)
+        start += shard.rows
+    return problems
+
+
+def _verify_shard(path: Path, shard, rows, schema) -> list[str]:
+    if not path.exists():
+        return [f"{shard.file}: missing"]
+    if path.stat().st_size == shard.size and manifest_lib.sha256(path) == shard.sha256:
+        whole = []
+    else:
+        whole = [f"{shard.file}: {path.stat().st_size} bytes, sha256 is not the manifest's"]
+    try:
+        reader = ArrayRecordReader(os.fspath(path), READER_OPTIONS)
+        count = reader.num_records()
+    except Exception as error:
+        return [*whole, f"{shard.file}: cannot be opened ({error})"]
+    if count != shard.rows:
+        return [*whole, f"{shard.file}: {count} records, expected {shard.rows}"]
+    damaged = []
+    for position in range(count):
+        name = f"record {position}" + (f" (id {rows['id'][position]})" if rows else "")
+        try:
+            record = reader.read([position])[0]
+            if rows and zlib.crc32(record) != rows["checksum"][position]:
+                raise ValueError("checksum differs")
+            deserialize(record, schema)
+        except Exception as error:
+            damaged.append(f"{shard.file}: {name} is damaged ({error})")
+    return whole + damaged
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", help="directory of one split")
+    problems = verify(parser.parse_args().directory)
+    print("\n".join(problems) or "no damage found")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

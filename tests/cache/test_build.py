@@ -1,0 +1,225 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny_cache import SCHEMA, TinyExtractor, TinySource
+
+from opt_jax.cache import CacheError, FeatureCache, FingerprintMismatch, Schema, build_cache
+from opt_jax.cache.verify import verify
+
+FINGERPRINT = {"source": {"seed": 0}, "encoders": {"dvae": "abc"}}
+
+
+def build(directory, source=None, extractor=None, fingerprint=FINGERPRINT, **arguments):
+    arguments = {"split": "train", "schema": SCHEMA, "examples_per_shard": 3} | arguments
+    return build_cache(
+        source or TinySource(), extractor or TinyExtractor(), directory, fingerprint, **arguments
+    )
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_reads_back_what_was_extracted(tmp_path):
+    manifest = build(tmp_path)
+    cache = FeatureCache(tmp_path, FINGERPRINT)
+    source, extractor = TinySource(), TinyExtractor()
+    assert len(cache) == 10 and [shard.rows for shard in manifest.shards] == [3, 3, 3, 1]
+    for row in range(10):
+        triplet, example = source[row], cache[row]
+        (expected,) = extractor.extract([triplet])
+        assert example["id"] == cache.ids[row] == triplet.id
+        assert example["caption"] == (triplet.caption or "")
+        assert json.loads(example["references"]) == list(triplet.references)
+        assert example["labels"].tolist() == [row % 3] and example["index"] == row
+        for name in ("text_ids", "region_boxes", "region_classes", "region_scores", "image_codes"):
+            np.testing.assert_array_equal(example[name], expected.get(name, example[name][:0]))
+        for name in ("region_features", "audio_features"):
+            np.testing.assert_array_equal(
+                example[name], np.asarray(expected.get(name, example[name][:0])).astype(np.float16)
+            )
+        assert example["present"].tolist() == [row != 9, row != 4, row != 7]
+    assert cache[4]["region_features"].shape == (0, 4) and cache[7]["audio_features"].shape == (0, 3)
+    assert cache.text_lengths.tolist() == [3, 4, 5, 3, 4, 5, 3, 4, 5, 0]
+    assert cache.frame_counts.tolist() == [2, 3, 4, 5, 2, 3, 4, 0, 2, 3]
+    with pytest.raises(IndexError):
+        cache[10]
+
+
+def test_statistics_are_those_of_the_stored_features_whatever_the_shards(tmp_path):
+    build(tmp_path / "a")
+    build(tmp_path / "b", examples_per_shard=7)
+    cache, other = FeatureCache(tmp_path / "a"), FeatureCache(tmp_path / "b")
+    frames = np.concatenate([cache[row]["audio_features"] for row in range(10)]).astype(np.float64)
+    regions = np.concatenate([cache[row]["region_features"] for row in range(10)]).astype(np.float64)
+    np.testing.assert_allclose(cache.audio_mean, frames.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(cache.audio_deviation, frames.std(0), rtol=1e-5)
+    np.testing.assert_allclose(cache.region_mean, regions.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(cache.region_deviation, regions.std(0), rtol=1e-5)
+    np.testing.assert_allclose(other.region_deviation, cache.region_deviation, rtol=1e-6)
+
+
+def test_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    build(tmp_path / "whole")
+
+    def fail(call):
+        if call == 2:
+            raise RuntimeError("power cut")
+
+    broken = TinyExtractor(before=fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        build(tmp_path / "cut", extractor=broken)
+    with pytest.raises(CacheError, match="not finished"):
+        FeatureCache(tmp_path / "cut")
+    again = TinyExtractor()
+    build(tmp_path / "cut", extractor=again)
+    assert len(broken.seen) == 6 and again.seen == [f"tiny-{row:03d}" for row in range(6, 10)]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    finished = TinyExtractor()
+    build(tmp_path / "cut", extractor=finished)
+    assert not finished.seen
+
+
+def test_kill_and_go_on(tmp_path):
+    build(tmp_path / "whole")
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tiny_cache import *
+from opt_jax.cache import build_cache
+die = lambda call: os.kill(os.getpid(), signal.SIGKILL) if call == 2 else None
+build_cache(TinySource(), TinyExtractor(before=die), {str(tmp_path / "cut")!r}, {FINGERPRINT!r},
+            split="train", schema=SCHEMA, examples_per_shard=3)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert killed.returncode == -signal.SIGKILL
+    # What a kill in the middle of a write leaves behind.
+    (tmp_path / "cut" / "opt-train.array_record-00002-of-00004.partial").write_bytes(b"half")
+    again = TinyExtractor()
+    build(tmp_path / "cut", extractor=again)
+    assert len(again.seen) == 4
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_finishing_can_be_interrupted_too(tmp_path, monkeypatch):
+    build(tmp_path / "whole")
+    import opt_jax.cache.build as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_remove_leftovers", lambda directory: None)
+        build(tmp_path / "cut")
+        (tmp_path / "cut" / "manifest.json").unlink()
+    extractor = TinyExtractor()
+    build(tmp_path / "cut", extractor=extractor)
+    assert not extractor.seen
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_bad_rows_are_set_aside(tmp_path):
+    class Silent(TinyExtractor):
+        def _one(self, triplet):
+            arrays = super()._one(triplet)
+            if triplet.id == "tiny-005":
+                arrays["audio_features"] = np.zeros((0, 3))
+            if triplet.id == "tiny-006":
+                arrays["region_features"] = np.full((1, 4), 1e6)
+            return arrays
+
+    manifest = build(tmp_path, TinySource(broken=(0, 1, 2)), Silent(rejected=("tiny-003",)))
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["id"], line["stage"]) for line in lines] == [
+        (0, None, "reading"),
+        (1, None, "reading"),
+        (2, None, "reading"),
+        (3, "tiny-003", "extraction"),
+        (5, "tiny-005", "extraction"),
+        (6, "tiny-006", "extraction"),
+    ]
+    assert "cannot decode" in lines[0]["reason"] and "no region" in lines[3]["reason"]
+    assert "empty" in lines[4]["reason"] and "not finite as float16" in lines[5]["reason"]
+    assert manifest.num_rows == 4 and manifest.num_quarantined == 6 and manifest.num_source_rows == 10
+    assert manifest.shards[0].rows == 0
+    cache = FeatureCache(tmp_path)
+    assert cache.source_row.tolist() == [4, 7, 8, 9]
+    assert [cache[row]["id"] for row in range(4)] == ["tiny-004", "tiny-007", "tiny-008", "tiny-009"]
+    assert not verify(tmp_path)
+    with pytest.raises(CacheError, match="all 10 rows were unusable"):
+        build(tmp_path / "none", TinySource(broken=tuple(range(10))))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("image_codes"), "returned no image_codes"),
+        (lambda arrays: arrays.update(region_boxes=np.zeros((1, 4))), r"region_boxes has shape \(1, 4\)"),
+        (lambda arrays: arrays.update(region_classes=np.array([0])), "region_classes from 0 to 0"),
+        (lambda arrays: arrays.update(region_scores=np.ones(3)), "numbers of regions differ"),
+        (lambda arrays: arrays.update(image_codes=np.arange(3)), "3 image_codes, expected 4"),
+    ],
+)
+def test_extractor_that_breaks_its_contract_is_an_error(tmp_path, change, message):
+    class Wrong(TinyExtractor):
+        def _one(self, triplet):
+            arrays = super()._one(triplet)
+            change(arrays)
+            return arrays
+
+    with pytest.raises(ValueError, match=message) as error:
+        build(tmp_path, extractor=Wrong())
+    assert "tiny-000" in str(error.value)
+
+
+def test_other_fingerprint_is_refused_with_the_difference(tmp_path):
+    other = {"source": {"seed": 1}, "encoders": {"dvae": "abc"}, "new": True}
+    build(tmp_path / "done")
+    with pytest.raises(FingerprintMismatch, match="source/seed: 0 -> 1") as error:
+        FeatureCache(tmp_path / "done", other)
+    assert "new: (none) -> true" in str(error.value) and "dvae" not in str(error.value)
+    with pytest.raises(FingerprintMismatch, match="fingerprint/source/seed: 0 -> 1"):
+        build(tmp_path / "done", fingerprint=other)
+
+    def fail(call):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        build(tmp_path / "cut", extractor=TinyExtractor(before=fail))
+    with pytest.raises(FingerprintMismatch, match="examples_per_shard: 3 -> 4"):
+        build(tmp_path / "cut", examples_per_shard=4)
+
+
+def test_bfloat16_keeps_large_values(tmp_path):
+    schema = Schema(**{**vars(SCHEMA), "feature_dtype": "bfloat16"})
+
+    class Large(TinyExtractor):
+        def _one(self, triplet):
+            arrays = super()._one(triplet)
+            return {k: v * 2.0**20 if k == "region_features" else v for k, v in arrays.items()}
+
+    manifest = build(tmp_path, extractor=Large(), schema=schema)
+    assert manifest.num_quarantined == 0
+    value = FeatureCache(tmp_path)[0]["region_features"]
+    assert value.dtype == ml_dtypes.bfloat16 and np.abs(value.astype(np.float32)).max() > 2.0**18
+
+
+def test_tensorflow_datasets_reads_it_without_tensorflow(tmp_path):
+    build(tmp_path)
+    script = f"""
+import sys
+import tensorflow_datasets as tfds
+import opt_jax.cache
+source = tfds.builder_from_directory({str(tmp_path)!r}).as_data_source("train")
+assert len(source) == 10
+example = source[8]
+assert example["id"] == b"tiny-008" and example["region_features"].shape == (1, 4), example
+assert example["present"].tolist() == [True, True, True]
+assert opt_jax.cache.FeatureCache({str(tmp_path)!r})[8]["id"] == "tiny-008"
+assert "tensorflow" not in sys.modules and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"PYTHONPATH": os.getcwd()})

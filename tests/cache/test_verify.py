@@ -1,0 +1,115 @@
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny_cache import SCHEMA, TinyExtractor, TinySource
+
+from opt_jax.cache import CacheError, FeatureCache, build_cache
+from opt_jax.cache.schema import caption_key, deserialize, serialize
+from opt_jax.cache.verify import verify
+
+SHARD = "opt-train.array_record-00001-of-00004"
+
+
+@pytest.fixture
+def directory(tmp_path):
+    build_cache(
+        TinySource(), TinyExtractor(), tmp_path, {}, split="train", schema=SCHEMA, examples_per_shard=3
+    )
+    return tmp_path
+
+
+def test_flipped_bit_is_found_and_named(directory):
+    assert verify(directory) == []
+    path = directory / SHARD
+    content = path.read_bytes()
+    named = set()
+    for offset in [*range(100, 1500, 100), 65600, len(content) - 100]:
+        damaged = bytearray(content)
+        damaged[offset] ^= 16
+        path.write_bytes(damaged)
+        problems = verify(directory)
+        assert problems and all(problem.startswith(SHARD) for problem in problems)
+        assert "sha256" in problems[0]
+        records = [row for row in range(3) if f"record {row} (id tiny-00{row + 3})" in " ".join(problems)]
+        if len(records) == 1:
+            (row,) = records
+            named.add(row)
+            with pytest.raises(CacheError, match=rf"{SHARD}, record {row} \(id tiny-00{row + 3}\)"):
+                FeatureCache(directory)[row + 3]
+            FeatureCache(directory)[(row + 1) % 3 + 3]
+    assert named == {0, 1, 2}
+
+
+def test_truncated_and_missing_shards(directory):
+    path = directory / SHARD
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert any(problem.startswith(SHARD) for problem in verify(directory))
+    with pytest.raises(CacheError, match=SHARD):
+        FeatureCache(directory)
+    path.unlink()
+    assert verify(directory) == [f"{SHARD}: missing"]
+    with pytest.raises(CacheError, match=SHARD):
+        FeatureCache(directory)
+
+
+def test_edited_manifest_and_small_files(directory):
+    path = directory / "manifest.json"
+    original = path.read_text()
+    content = json.loads(original)
+    content["num_rows"] = 11
+    path.write_text(json.dumps(content))
+    assert "edited" in verify(directory)[0]
+    with pytest.raises(CacheError, match="edited"):
+        FeatureCache(directory)
+    path.write_text("{")
+    with pytest.raises(CacheError, match="damaged"):
+        FeatureCache(directory)
+    path.write_text(original)
+    rows = directory / "rows.npz"
+    rows.write_bytes(rows.read_bytes() + b"x")
+    assert verify(directory) == ["rows.npz: sha256 is not the manifest's"]
+    with pytest.raises(CacheError, match="rows.npz"):
+        FeatureCache(directory)
+
+
+def test_stray_file_is_named(directory):
+    (directory / "notes.txt").write_text("")
+    assert verify(directory) == ["notes.txt: does not belong here"]
+
+
+def test_command_line(directory):
+    command = [sys.executable, "-m", "opt_jax.cache.verify", str(directory)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    (directory / SHARD).unlink()
+    damaged = subprocess.run(command, capture_output=True, text=True)
+    assert damaged.returncode == 1 and SHARD in damaged.stdout
+
+
+def test_missing_feature_is_an_error(directory):
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    record = serialize(FeatureCache(directory)[0], SCHEMA)
+    example = tf_example_pb2.Example.FromString(record)
+    del example.features.feature["audio_features"]
+    with pytest.raises(KeyError, match="audio_features"):
+        deserialize(example.SerializeToString(), SCHEMA)
+
+
+def test_pickled_cache_reads_on(directory):
+    cache = FeatureCache(directory)
+    cache[0]
+    copy = pickle.loads(pickle.dumps(cache))
+    np.testing.assert_array_equal(copy[5]["image_codes"], cache[5]["image_codes"])
+
+
+def test_caption_key():
+    assert caption_key("A red  circle.", "a") == caption_key("a red circle", "b")
+    assert caption_key("a red circle", "a") != caption_key("a red square", "a")
+    assert caption_key(None, "a") != caption_key(None, "b")
+    assert 0 <= caption_key("a red circle", "a") < 2**31
+    assert caption_key("red", "a") == 2053201807  # stays the same from version to version
