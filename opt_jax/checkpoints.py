@@ -71,6 +71,11 @@ def fingerprint_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) 
     ]
 
 
+def _brief(error: Exception) -> str:
+    """The readable beginning of an error of the storage library, which adds its whole configuration."""
+    return f"{type(error).__name__}: {str(error).split(' [', 1)[0][:400]}"
+
+
 class Checkpoints:
     """The checkpoints of one training, in `directory`, of which the last `keep` stay.
 
@@ -107,7 +112,7 @@ class Checkpoints:
             items = ocp.args.Composite(record=ocp.args.JsonRestore())
             record = self._manager.restore(step, args=items).record
         except Exception as error:
-            raise DamagedCheckpoint(f"{place}: the record cannot be read ({error}). {remedy}") from error
+            raise DamagedCheckpoint(f"{place}: the record cannot be read ({_brief(error)}). {remedy}") from error
         difference = fingerprint_difference(record["fingerprint"], self.fingerprint)
         if difference:
             raise FingerprintMismatch(
@@ -119,7 +124,7 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=items).state
         except Exception as error:
-            raise DamagedCheckpoint(f"{place}: the state cannot be read ({error}). {remedy}") from error
+            raise DamagedCheckpoint(f"{place}: the state cannot be read ({_brief(error)}). {remedy}") from error
         found = leaf_hashes(state)
         damaged = [path for path, value in record["hashes"].items() if found.get(path) != value]
         if damaged:

@@ -91,19 +91,21 @@ def _gradients(task, params, batch, key, step, scale, number, mesh):
     return losses, total, jax.tree.map(lambda gradient: gradient.astype(jnp.float32) / scale, gradients)
 
 
-def _suspects(losses: Losses, total: jax.Array, gradients: Any) -> list[tuple[str, jax.Array]]:
+def _suspects(sums: Mapping[str, jax.Array], total: jax.Array, gradients: Any) -> list[tuple[str, jax.Array]]:
     """(name, is it finite) of all that must be, in the order in which they are blamed."""
     by_path = jax.tree_util.tree_flatten_with_path(gradients)[0]
     return [
-        *((f"the loss {name!r}", jnp.isfinite(losses[name][0])) for name in sorted(losses)),
+        *((f"the loss {name!r}", jnp.isfinite(sums[name])) for name in sorted(sums)),
         ("the total loss", jnp.isfinite(total)),
         *((f"the gradient of {path_name(path)}", jnp.all(jnp.isfinite(leaf))) for path, leaf in by_path),
     ]
 
 
-def suspect_names(losses: Any, params: Any) -> list[str]:
-    """The names that the measure "nonfinite" indexes, from the measured losses and the parameters."""
-    return [name for name, _ in _suspects(losses, jnp.zeros(()), params)]
+def suspect_names(weights: Mapping[str, float], params: Any) -> list[str]:
+    """The names that the measure "nonfinite" indexes: losses with a weight, then gradients."""
+    placeholder = jnp.zeros(())
+    gradients = jax.tree.map(lambda _: placeholder, params)
+    return [name for name, _ in _suspects(dict.fromkeys(weights, placeholder), placeholder, gradients)]
 
 
 def count_tokens(batch: Batch) -> jax.Array:
@@ -139,7 +141,8 @@ def make_step(
         )
         norm = global_norm(gradients)
         rate = schedule(state.step)
-        failing = ~jnp.stack([finite for _, finite in _suspects(losses, total, gradients)])
+        sums = {name: losses[name][0] for name in task.weights}
+        failing = ~jnp.stack([finite for _, finite in _suspects(sums, total, gradients)])
         finite = ~jnp.any(failing)
 
         def update():

@@ -181,6 +181,7 @@ def train(
         log = MetricsLog(workdir, name, start)
         stack.callback(log.close)
         bar = stack.enter_context(progress(config.steps, desc=name, initial=start))
+        suspects = suspect_names(task.weights, state.params)
         window, compiled_shapes, predicted, warned = Window(), set(), False, False
         logged_at, saved_at = start, time.monotonic()
 
@@ -204,8 +205,7 @@ def train(
                 values, failures = window.take()
                 log.write(number, values)
                 bar.set_postfix_str(f"loss {values['total']:.4f}")
-                names = suspect_names(measures["losses"], state.params)
-                for sentence in describe_failures(failures, names, logged_at + 1, config.max_nonfinite):
+                for sentence in describe_failures(failures, suspects, logged_at + 1, config.max_nonfinite):
                     bar.write(f"{name}: {sentence}")
                 share = values["data_wait_seconds"] / values["step_seconds"]
                 if share > WAIT_WORTH_A_WARNING and not warned:

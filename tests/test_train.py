@@ -101,8 +101,8 @@ def test_it_learns_and_logs(reference):
     assert [line["step"] for line in logged] == [2, 4, 6]
     assert logged[-1]["restore"] < logged[0]["restore"]
     assert set(logged[0]) == {
-        "name", "step", "restore", "small", "largest", "total", "learning_rate", "gradient_norm", "loss_scale",
-        "step_seconds", "data_wait_seconds", "tokens_per_second", "skipped",
+        "name", "step", "restore", "small", "largest", "total", "learning_rate", "gradient_norm",
+        "loss_scale", "step_seconds", "data_wait_seconds", "tokens_per_second", "skipped",
     }  # fmt: skip
     np.testing.assert_allclose(logged[0]["learning_rate"], 1e-2 * 2 / 3, rtol=1e-6)
     assert np.isfinite(logged[-1]["step_seconds"])
@@ -169,7 +169,7 @@ def test_a_poisoned_batch_changes_nothing_and_is_named(tmp_path, capsys):
     after = run(tmp_path / "b", data=Data(poisoned=(2, 3)), steps=4, decay="constant")
     assert_same(after, before)
     said = capsys.readouterr().out
-    assert "step 3: the loss 'largest' is not finite; update skipped" in said
+    assert "step 3: the loss 'restore' is not finite; update skipped" in said
     assert "step 4:" in said
     line = lines(tmp_path / "b")[-1]
     assert line["skipped"] == 2 and line["total"] is None
@@ -187,7 +187,7 @@ def test_a_bad_gradient_is_named(tmp_path, capsys):
 
 
 def test_too_many_in_a_row_end_the_run(tmp_path):
-    with pytest.raises(NonFiniteError, match="step 5: the loss 'largest' is not finite, 3 steps in a row"):
+    with pytest.raises(NonFiniteError, match="step 5: the loss 'restore' is not finite, 3 steps in a row"):
         run(tmp_path, data=Data(poisoned=(0, 2, 3, 4, 5)), max_nonfinite=3)
 
 
