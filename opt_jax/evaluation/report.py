@@ -6,7 +6,8 @@ What it reads, all under the work directory; whatever is missing leaves its sect
   `retrieval/<direction>/R@<k>` is the best combination, with image_to_text, text_to_image, text_to_audio,
   audio_to_text or text_audio_to_image. The same under `retrieval_alignment/`, `retrieval_matching/` and
   `retrieval_likelihood/`. `retrieval/pool` (items) gives the chance row, `retrieval/description` says
-  what the best combination is. `speech_recognition/<audio|audio_image>/<WER|CER>`,
+  what the best combination is, `R@1_standard_error` is over pools.
+  `speech_recognition/<audio|audio_image>/<WER|CER>`,
   `captioning/<image|audio|image_audio>/<BLEU-4|CIDEr>`, `classification/<T|I|...|T+I+A|chance>/mAP`,
   `text_to_image/<code_accuracy|code_majority|named_objects_found|named_objects_ceiling>`,
   `encoders/<encoder>/<figure>` in the encoder's own unit, `seconds/<stage>`. For the summary line:

@@ -15,18 +15,25 @@ RETRIEVAL_SCORERS = {
     "retrieval_matching": "Matching",
     "retrieval_likelihood": "Text likelihood",
 }
+# The rows of the other tables, in the paper's order; what is not named here comes after them.
 INPUTS = {
+    **{name: name for name in ("T", "I", "A", "T+I", "T+A", "I+A", "T+I+A")},
     "audio": "Speech",
-    "image": "Image",
     "audio_image": "Speech + image",
+    "image": "Image",
     "image_audio": "Image + speech",
     "chance": "Chance",
 }
+STAGES = ("data", "tokenizer", "detector", "wav2vec2", "dvae", "cache", "pretrain", "evaluation", "report")
 CUTOFFS = (1, 5, 10)
 
 
 def retrieval_table(results: Mapping) -> dict | None:
-    """{"scorers": names, "rows": [{"name", "cells" [scorers][cutoffs]}], "chance" [cutoffs] or None}."""
+    """{"scorers": names, "rows": [{"name", "cells" [scorers][cutoffs], "error"}], "chance" [cutoffs]}.
+
+    The error is the standard error of the first cell, over pools; None where it is unknown,
+    as is chance without the size of the pool.
+    """
     scorers = [
         key
         for key in RETRIEVAL_SCORERS
@@ -36,19 +43,19 @@ def retrieval_table(results: Mapping) -> dict | None:
     for direction, name in RETRIEVAL_DIRECTIONS.items():
         cells = [[results.get(f"{scorer}/{direction}/R@{k}") for k in CUTOFFS] for scorer in scorers]
         if any(value is not None for group in cells for value in group):
-            rows.append({"name": name, "cells": cells})
+            error = results.get(f"{scorers[0]}/{direction}/R@1_standard_error")
+            rows.append({"name": name, "cells": cells, "error": error})
     pool = results.get("retrieval/pool")
     chance = [100.0 * min(k, pool) / pool for k in CUTOFFS] if pool else None
-    return (
-        {"scorers": [RETRIEVAL_SCORERS[s] for s in scorers], "rows": rows, "chance": chance} if rows else None
-    )
+    names = [RETRIEVAL_SCORERS[scorer] for scorer in scorers]
+    return {"scorers": names, "rows": rows, "chance": chance} if rows else None
 
 
 def grid(results: Mapping, prefix: str) -> dict | None:
     """Keys prefix/row/column as {"columns", "rows": [{"name", "chance": bool, "values"}]}, chance last."""
     parts = [key.split("/") for key in results if key.startswith(f"{prefix}/") and key.count("/") == 2]
     columns, rows = list(dict.fromkeys(p[2] for p in parts)), list(dict.fromkeys(p[1] for p in parts))
-    rows.sort(key=lambda row: row == "chance")
+    rows.sort(key=lambda row: (row == "chance", list(INPUTS).index(row) if row in INPUTS else len(INPUTS)))
     return parts and {
         "columns": columns,
         "rows": [
@@ -118,11 +125,18 @@ def generation_rows(results: Mapping) -> list[dict]:
 
 
 def stages(results: Mapping) -> list[dict]:
-    """Seconds per stage with the share of the whole in percent: [{"name", "seconds", "share"}]."""
+    """Seconds per stage, in a run's order, and their share in percent: [{"name", "seconds", "share"}]."""
     seconds = {k.removeprefix("seconds/"): float(v) for k, v in results.items() if k.startswith("seconds/")}
     seconds.pop("total", None)
     total = sum(seconds.values()) or 1.0
-    return [{"name": k, "seconds": v, "share": 100 * v / total} for k, v in seconds.items()]
+
+    def order(name):
+        return min((STAGES.index(part) for part in name.split("/") if part in STAGES), default=len(STAGES))
+
+    return [
+        {"name": k.removeprefix("encoders/"), "seconds": seconds[k], "share": 100 * seconds[k] / total}
+        for k in sorted(seconds, key=order)
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -47,17 +47,21 @@ def run(tmp_path):
     results = {
         "retrieval/pool": 40,
         "retrieval/text_to_image/R@1": 71.25,
+        "retrieval/text_to_image/R@1_standard_error": 1.5,
         "retrieval/text_to_image/R@5": None,
         "retrieval_matching/text_to_image/R@1": 5.5,
         "speech_recognition/audio/WER": 14.5,
         "captioning/image/CIDEr": 120.5,
+        "classification/I/mAP": 70.5,
+        "classification/T/mAP": 60.5,
         "classification/T+I+A/mAP": 81.5,
         "classification/chance/mAP": 9.75,
         "text_to_image/code_accuracy": 43.5,
         "text_to_image/code_majority": 21.5,
         "encoders/dvae/PSNR": 27.25,
-        "seconds/pretrain": 650.0,
         "seconds/evaluation": 25.0,
+        "seconds/encoders/dvae": 50.0,
+        "seconds/pretrain": 600.0,
         "triplets/train": 8000,
         "something/else": 12.125,
     }
@@ -129,11 +133,12 @@ def test_media_are_inlined_and_nothing_outside_is_read(run):
 def test_figures_stand_beside_chance(run):
     text = " ".join(Page(write_report(run).read_text()).text.split())
     assert "trained on 8,000 triplets" in text and "for 4 steps" in text and "took 11 min 15 s" in text
-    assert "Text → image 71.2 – – 5.5 – –" in text
+    assert "Text → image 71.2 ±1.5 – – 5.5 – –" in text
     assert "Chance, k / pool 2.5 12.5 25.0 2.5 12.5 25.0" in text
-    assert "T+I+A 81.5 Chance 9.8" in text
+    assert "T 60.5 I 70.5 T+I+A 81.5 Chance 9.8" in text
     assert "teacher-forced top-1 43.5 majority code of the cell 21.5" in text
     assert "PSNR 27.25" in text
+    assert "dvae 50 s pretrain 10 min evaluation 25 s" in text
     assert "something/else 12.125" in text
 
 
