@@ -112,7 +112,7 @@ class Checkpoints:
             items = ocp.args.Composite(record=ocp.args.JsonRestore())
             record = self._manager.restore(step, args=items).record
         except Exception as error:
-            raise DamagedCheckpoint(f"{place}: the record cannot be read ({_brief(error)}). {remedy}") from error
+            raise DamagedCheckpoint(f"{place}: record cannot be read ({_brief(error)}). {remedy}") from error
         difference = fingerprint_difference(record["fingerprint"], self.fingerprint)
         if difference:
             raise FingerprintMismatch(
@@ -124,7 +124,7 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=items).state
         except Exception as error:
-            raise DamagedCheckpoint(f"{place}: the state cannot be read ({_brief(error)}). {remedy}") from error
+            raise DamagedCheckpoint(f"{place}: state cannot be read ({_brief(error)}). {remedy}") from error
         found = leaf_hashes(state)
         damaged = [path for path, value in record["hashes"].items() if found.get(path) != value]
         if damaged:

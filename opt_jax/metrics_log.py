@@ -28,7 +28,11 @@ class _Lines:
 
 
 def progress(
-    iterable: Iterable | int | None = None, desc: str = "", total: int | None = None, initial: int = 0
+    iterable: Iterable | int | None = None,
+    desc: str = "",
+    total: int | None = None,
+    initial: int = 0,
+    disable: bool = False,
 ) -> tqdm:
     """A tqdm bar with rate and time left, over an iterable or a plain number of things to `update`.
 
@@ -47,6 +51,7 @@ def progress(
         mininterval=0.2 if terminal else SPARSE_SECONDS,
         maxinterval=SPARSE_SECONDS,
         file=sys.stderr if terminal else _Lines(sys.stderr),
+        disable=disable,
     )
 
 
@@ -60,12 +65,16 @@ class MetricsLog:
 
     Trainings with different names may share the file. Lines of this name after step `start` come from a run
     that ended between a log step and its last checkpoint; they are dropped, as they will be written again.
+    With `writes` False (all processes but one) nothing is written.
     """
 
-    def __init__(self, workdir: Path, name: str, start: int = 0):
+    def __init__(self, workdir: Path, name: str, start: int = 0, writes: bool = True):
         from tensorboardX import SummaryWriter  # slow to import; readers of the log do not need it
 
         self.name = name
+        self._file = self._events = None
+        if not writes:
+            return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
@@ -78,6 +87,8 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """One line {"name", "step", **values}, and one TensorBoard scalar per finite value."""
+        if self._file is None:
+            return
         values = {key: finite_or_none(value) for key, value in values.items()}
         self._file.write(json.dumps({"name": self.name, "step": step, **values}) + "\n")
         self._file.flush()
@@ -86,8 +97,9 @@ class MetricsLog:
                 self._events.add_scalar(key, value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

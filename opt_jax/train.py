@@ -178,9 +178,11 @@ def train(
         evaluate = jax.jit(make_evaluation(task), out_shardings=everywhere)
         feed = Prefetch(itertools.chain([first], source), lambda batch: place_batch(mesh, batch))
         stack.enter_context(feed)
-        log = MetricsLog(workdir, name, start)
+        speaks = jax.process_index() == 0
+        log = MetricsLog(workdir, name, start, writes=speaks)
         stack.callback(log.close)
-        bar = stack.enter_context(progress(config.steps, desc=name, initial=start))
+        bar = stack.enter_context(progress(config.steps, desc=name, initial=start, disable=not speaks))
+        say = bar.write if speaks else (lambda sentence: None)
         suspects = suspect_names(task.weights, state.params)
         window, compiled_shapes, predicted, warned = Window(), set(), False, False
         logged_at, saved_at = start, time.monotonic()
@@ -191,26 +193,26 @@ def train(
             compiles = shapes not in compiled_shapes
             if compiles:
                 compiled_shapes.add(shapes)
-                bar.write(f"{name}: compiling for shapes {shapes}")
+                say(f"{name}: compiling for shapes {shapes}")
             state, measures = step(state, batch)
             window.add(measures, feed.waited, compiles)
             bar.update()
             if window.timed >= TIMED_STEPS_TO_PREDICT and not predicted:
                 predicted, seconds = True, window.seconds / window.timed
                 minutes = seconds * (config.steps - number) / 60
-                bar.write(f"{name}: about {minutes:.1f} minutes to go, {seconds:.3f} s a step")
+                say(f"{name}: about {minutes:.1f} minutes to go, {seconds:.3f} s a step")
 
             last = number == config.steps
             if last or number % config.log_every == 0:
                 values, failures = window.take()
                 log.write(number, values)
-                bar.set_postfix_str(f"loss {values['total']:.4f}")
+                bar.set_postfix_str(f"loss {values['total']:.4f}", refresh=False)
                 for sentence in describe_failures(failures, suspects, logged_at + 1, config.max_nonfinite):
-                    bar.write(f"{name}: {sentence}")
+                    say(f"{name}: {sentence}")
                 share = values["data_wait_seconds"] / values["step_seconds"]
                 if share > WAIT_WORTH_A_WARNING and not warned:
                     warned = True
-                    bar.write(f"{name}: warning: {share:.0%} of the step time is spent waiting for data")
+                    say(f"{name}: warning: {share:.0%} of the step time is spent waiting for data")
                 logged_at = number
 
             if validation and config.validate_every and (last or number % config.validate_every == 0):
@@ -229,10 +231,10 @@ def train(
                 window.pause()
             if stop:
                 checkpoints.wait()
-                bar.write(f"{name}: stopped at step {number} of {config.steps}, saved in {directory}")
-                bar.write(f"{name}: run the same command again to go on")
+                say(f"{name}: stopped at step {number} of {config.steps}, saved in {directory}")
+                say(f"{name}: run the same command again to go on")
                 raise SystemExit(128 + stop)
             if stopping["stopped"]:
-                bar.write(f"{name}: stopped early at step {number}, best validation {stopping['best']:.4f}")
+                say(f"{name}: stopped early at step {number}, best validation {stopping['best']:.4f}")
                 break
         return state.params

@@ -69,7 +69,8 @@ def test_another_fingerprint_is_refused_with_the_difference(tmp_path):
 
 
 def _files(directory):
-    return sorted((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(files, key=lambda path: path.stat().st_size)
 
 
 def _flip(path):
@@ -86,6 +87,7 @@ def test_a_flipped_byte_in_an_array_is_found_and_named(tmp_path):
         Checkpoints(tmp_path, 2, FINGERPRINT).restore(5, abstract(over_batch(MESH)))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the storage library
 def test_an_unreadable_record_or_state_is_found(tmp_path):
     saved(tmp_path).close()
     (tmp_path / "5/record/metadata").write_text("{")
