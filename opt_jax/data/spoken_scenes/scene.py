@@ -55,9 +55,9 @@ class SceneObject:
             a = 0.86 * r
             points = [(-a, -a), (a, -a), (a, a), (-a, a)]
         elif self.shape == "triangle":
-            points = [_polar(1.12 * r, -90 + 120 * k) for k in range(3)]
+            points = _centred([_polar(1.12 * r, -90 + 120 * k) for k in range(3)])
         elif self.shape == "star":
-            points = [_polar(r * (1.14 if k % 2 == 0 else 0.48), -90 + 36 * k) for k in range(10)]
+            points = _centred([_polar(r * (1.14 if k % 2 == 0 else 0.48), -90 + 36 * k) for k in range(10)])
         elif self.shape == "cross":
             a, b = 0.33 * r, 1.02 * r
             points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
@@ -147,6 +147,13 @@ def _place(rng, index, others, image_size):
         if all(x2 + gap < b[0] or b[2] + gap < x1 or y2 + gap < b[1] or b[3] + gap < y1 for b in taken):
             return obj
     return None
+
+
+def _centred(points):
+    """Moves upright points so that the middle of their vertical extent is 0: positions speak of the box."""
+    heights = [y for _, y in points]
+    middle = (min(heights) + max(heights)) / 2
+    return [(x, y - middle) for x, y in points]
 
 
 def _polar(radius, degrees):

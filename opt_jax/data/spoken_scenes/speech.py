@@ -1,9 +1,11 @@
 """Speech from espeak-ng, called through ctypes from the library that `espeakng-loader` brings."""
 
 import ctypes
+import functools
+import math
+from pathlib import Path
 
 import numpy as np
-from scipy.signal import resample_poly
 
 SAMPLE_RATE = 16_000
 # Accent + speaker. A variant (speaker) of validation or test occurs in no training voice.
@@ -48,6 +50,7 @@ class Synthesizer:
     def __init__(self):
         loader = load_espeak()
         self._library = ctypes.CDLL(loader.get_library_path())
+        self._variants = Path(loader.get_data_path()) / "voices" / "!v"
         self._chunks: list[np.ndarray] = []
         self._callback = _CALLBACK(self._collect)  # kept: ctypes does not hold a reference
         self._rate = self._library.espeak_Initialize(_SYNCHRONOUS, 200, loader.get_data_path().encode(), 0)
@@ -74,7 +77,10 @@ class Synthesizer:
         Raises:
           ValueError: espeak does not know the voice or stays silent.
         """
-        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+        # espeak passes over an unknown variant in silence and speaks in the accent's own voice.
+        variant = voice.partition("+")[2]
+        known = not variant or (self._variants / variant).is_file()
+        if not known or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice!r}: name another in the config's `voices`")
         for parameter, value in ((_RATE, words_per_minute), (_VOLUME, _VOLUME_PERCENT), (_PITCH, pitch)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
@@ -84,8 +90,7 @@ class Synthesizer:
         if not self._chunks:
             raise ValueError(f"espeak-ng said nothing for {sentence!r} in voice {voice!r}")
         waveform = np.concatenate(self._chunks).astype(np.float32) / 32768.0
-        waveform = resample_poly(waveform, SAMPLE_RATE, self._rate).astype(np.float32)
-        waveform = trim_silence(waveform)
+        waveform = trim_silence(resample(waveform, self._rate, SAMPLE_RATE))
         gain = level / np.sqrt(np.mean(np.square(waveform)))
         return waveform * np.float32(min(gain, 0.95 / np.abs(waveform).max()))
 
@@ -93,6 +98,40 @@ class Synthesizer:
         if samples and count > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
+
+
+def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Polyphase resampling, float32 [N] -> float32 [ceil(N * to_rate / from_rate)].
+
+    As a product with a banded matrix: the same filter as scipy.signal.resample_poly (Kaiser window, beta 5),
+    whose import would cost every shard's process more than a second.
+    """
+    divisor = math.gcd(from_rate, to_rate)
+    up, down = to_rate // divisor, from_rate // divisor
+    matrix, before = _resampling_matrix(up, down)
+    length = -(-len(waveform) * up // down)
+    blocks = -(-length // up)
+    padded = np.zeros((blocks - 1) * down + len(matrix), np.float32)
+    kept = waveform[: len(padded) - before]
+    padded[before : before + len(kept)] = kept
+    frames = np.lib.stride_tricks.sliding_window_view(padded, len(matrix))[::down]
+    return (frames @ matrix).reshape(-1)[:length]
+
+
+@functools.cache
+def _resampling_matrix(up: int, down: int) -> tuple[np.ndarray, int]:
+    """Maps a stretch of input to `up` outputs, which advance the input by `down`; and where it starts.
+
+    Output p of a block weighs the input at offset j by the filter at p * down - j * up.
+    """
+    half = 10 * max(up, down)
+    taps = np.sinc(np.arange(-half, half + 1) / max(up, down)) * np.kaiser(2 * half + 1, 5.0)
+    taps *= up / taps.sum()
+    before = half // up
+    offsets = np.arange(-before, ((up - 1) * down + half) // up + 1)
+    index = np.arange(up)[None, :] * down - offsets[:, None] * up + half
+    inside = (index >= 0) & (index < len(taps))
+    return np.where(inside, taps[np.clip(index, 0, len(taps) - 1)], 0.0).astype(np.float32), before
 
 
 def trim_silence(waveform: np.ndarray) -> np.ndarray:

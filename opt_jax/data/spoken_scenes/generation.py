@@ -16,7 +16,6 @@ import threading
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from opt_jax.data.spoken_scenes import speech
 from opt_jax.data.spoken_scenes.contact_sheet import write_contact_sheet
@@ -24,6 +23,7 @@ from opt_jax.data.spoken_scenes.scene import CLASS_NAMES
 from opt_jax.data.spoken_scenes.sentences import SPLITS
 from opt_jax.data.spoken_scenes.shard import ShardTask, record_path, write_json
 from opt_jax.data.spoken_scenes.source import SpokenScenes
+from opt_jax.metrics_log import progress
 
 GENERATOR_VERSION = 1
 _REFERENCES = {"train": 1, "validation": 5, "test": 5}
@@ -61,10 +61,13 @@ def generate(directory, config: ConfigDict, seed: int, processes: int = 2) -> di
 
     Raises:
       ModuleNotFoundError: espeakng-loader is not installed.
-      ValueError: a split shares voices with training, or `directory` holds data of other settings.
+      ValueError: a split is empty or shares voices with training, or `directory` holds other data.
       RuntimeError: a shard's process failed.
     """
     speech.load_espeak()
+    for split in SPLITS:
+        if config[split] < 1:
+            raise ValueError(f"{split} must have at least one sample, got {config[split]}")
     for split in ("validation", "test"):
         if shared := set(config.voices[split]) & set(config.voices.train):
             raise ValueError(f"voices.{split} shares {sorted(shared)} with voices.train; take unheard voices")
@@ -116,7 +119,7 @@ def _make_shards(tasks: list[ShardTask], processes: int) -> None:
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     failures: list[str] = []
     lock = threading.Lock()
-    with tqdm(total=sum(task.count for task in tasks), desc="Spoken Scenes", unit="sample") as bar:
+    with progress(sum(task.count for task in tasks), "Spoken Scenes") as bar:
         for task in tasks:
             if _read_record(task) is not None:
                 bar.update(task.count)
@@ -152,6 +155,8 @@ def _run_process(task: ShardTask):
     root = str(Path(__file__).resolve().parents[3])  # the checkout, also when the package is not installed
     paths = [root] + [p for p in (os.environ.get("PYTHONPATH"),) if p]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # One thread each: the processes share the cores, and sums over several threads need not be reproducible.
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = 0
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, "-m", "opt_jax.data.spoken_scenes.shard"]
