@@ -1,0 +1,224 @@
+"""OPT's pre-training (arXiv 2107.00249), from raw triplets to a report.
+
+    python -m opt_jax.main --config=configs/pretrain.py
+
+makes Spoken Scenes (pictures, sentences, speech), trains the frozen encoders on them, caches their features,
+pre-trains the model, evaluates it and writes runs/tiny/report.html. The variant `tiny` takes about half an
+hour on two CPU cores.
+
+    python -m opt_jax.main --config=configs/pretrain.py:base_paper --config.train.batch_size=120
+
+chooses another variant and overrides a field:
+
+    tiny        4 layers, 192 wide; two cores
+    small       6 layers, 384 wide; one GPU
+    base_paper  the paper's model and schedule, as far as the paper tells them
+    base        the same size with this project's changes: norms first, alignment layers, contrast
+    large       24 layers, 1024 wide, as the released port's large model
+
+The comments name the source: [paper], [port] (the authors' released code), else this project's choice.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from opt_jax.configuration import choose, load
+
+ENCODERS = Path(__file__).parent / "encoders"
+
+# What differs by variant; the rest is below. In decoders and encoder alike, mlp_size is 4 x hidden_size.
+VARIANTS = {
+    "tiny": dict(
+        model=dict(hidden_size=192, num_layers=4, num_heads=6, num_alignment_layers=2, alignment_size=128),
+        decoder=dict(num_layers=2, num_heads=6),
+        text_positions=32,
+        audio_positions=64,
+        regions=10,
+        buckets=dict(text_lengths=(16, 24, 32), audio_lengths=(40, 52, 64)),
+        placeholder_lengths=dict(text=24, image=10, audio=48),
+        train=dict(steps=2500, batch_size=32, learning_rate=1e-3, warmup_steps=150, decay="cosine"),
+    ),
+    "small": dict(
+        model=dict(hidden_size=384, num_layers=6, num_heads=6, num_alignment_layers=3, alignment_size=256),
+        decoder=dict(num_layers=3, num_heads=6),
+        text_positions=32,
+        audio_positions=64,
+        regions=10,
+        buckets=dict(text_lengths=(16, 24, 32), audio_lengths=(40, 52, 64)),
+        placeholder_lengths=dict(text=24, image=10, audio=48),
+        train=dict(steps=10_000, batch_size=128, learning_rate=5e-4, warmup_steps=500, decay="cosine"),
+    ),
+    "base_paper": dict(
+        # 12 layers, 768 wide, 12 heads, norms after each block [paper]; decoders of 6 layers, 8 heads [port].
+        model=dict(hidden_size=768, num_layers=12, num_heads=12, num_alignment_layers=0, pre_norm=False),
+        decoder=dict(num_layers=6, num_heads=8),
+        text_positions=128,
+        audio_positions=384,
+        regions=36,
+        buckets=dict(text_lengths=(32, 64, 128), audio_lengths=(96, 192, 384)),
+        placeholder_lengths=dict(text=48, image=36, audio=192),
+        # 100,000 steps on 4 devices of 10,240 tokens each (about 60 triplets), 5e-5, warmup, decay [paper].
+        train=dict(steps=100_000, batch_size=240, learning_rate=5e-5, warmup_steps=10_000, decay="linear"),
+    ),
+    "base": dict(
+        model=dict(hidden_size=768, num_layers=12, num_heads=12, num_alignment_layers=4, alignment_size=256),
+        decoder=dict(num_layers=6, num_heads=8),
+        text_positions=128,
+        audio_positions=384,
+        regions=36,
+        buckets=dict(text_lengths=(32, 64, 128), audio_lengths=(96, 192, 384)),
+        placeholder_lengths=dict(text=48, image=36, audio=192),
+        train=dict(steps=100_000, batch_size=256, learning_rate=2e-4, warmup_steps=5000, decay="cosine"),
+    ),
+    "large": dict(
+        # 24 layers; decoders with 16 heads, 1024 wide [port].
+        model=dict(hidden_size=1024, num_layers=24, num_heads=16, num_alignment_layers=8, alignment_size=256),
+        decoder=dict(num_layers=6, num_heads=16),
+        text_positions=128,
+        audio_positions=384,
+        regions=100,
+        buckets=dict(text_lengths=(32, 64, 128), audio_lengths=(96, 192, 384)),
+        placeholder_lengths=dict(text=48, image=64, audio=192),
+        train=dict(steps=100_000, batch_size=512, learning_rate=1e-4, warmup_steps=10_000, decay="cosine"),
+    ),
+}
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """The configuration of a variant; all variants have the same fields."""
+    v = choose(variant, VARIANTS)
+    paper = variant == "base_paper"
+    config = ConfigDict()
+    config.workdir = f"runs/{variant}"
+    config.seed = 0
+    config.precision = "float32"  # or 'bfloat16' (TPU, recent GPUs), 'float16' (with loss scaling)
+    # Several processes: SLURM is recognised; 'auto' asks the cluster that JAX recognises (a TPU pod); or
+    # host:port, with the number of processes and the place of this one.
+    config.distributed = ConfigDict(dict(coordinator="", num_processes=0, process_id=-1))
+
+    # --- data -------------------------------------------------------------------------------------
+    config.data = ConfigDict()
+    config.data.source = "spoken_scenes"
+    config.data.spoken_scenes = ConfigDict(
+        dict(train=8000, validation=300, test=500, image_size=128, max_objects=5, shard_size=500)
+    )
+
+    # --- frozen encoders --------------------------------------------------------------------------
+    # They go with the data, not with the size of the model: Spoken Scenes needs no more than these. A
+    # directory in `pretrained` (model.safetensors, config.json) replaces the training of that encoder.
+    config.encoders = ConfigDict()
+    config.encoders.tokenizer = ConfigDict(dict(kind="train", vocab_size=400, name="bert-base-uncased"))
+    for name in ("detector", "wav2vec2", "dvae"):
+        config.encoders[name] = load(ENCODERS / f"{name}.py", "tiny")
+        config.encoders[name].pretrained = ""
+
+    # --- feature cache ----------------------------------------------------------------------------
+    config.cache = ConfigDict()
+    config.cache.dtype = "float16"
+    config.cache.examples_per_shard = 500
+    config.cache.audio_stack = 4  # wav2vec 2.0's 50 frames a second make 12.5 positions
+    config.cache.max_audio_positions = v["audio_positions"]  # longer speech is cut, and counted
+    config.cache.max_text_tokens = v["text_positions"]
+    config.cache.max_regions = v["regions"]
+    config.loader = ConfigDict(v["buckets"] | dict(workers=0))
+
+    # --- model ------------------------------------------------------------------------------------
+    width = v["model"]["hidden_size"]
+    decoder = v["decoder"] | dict(mlp_size=4 * width)
+    config.model = ConfigDict(
+        dict(
+            hidden_size=width,
+            num_layers=v["model"]["num_layers"],
+            num_heads=v["model"]["num_heads"],
+            mlp_size=4 * width,  # [paper]
+            dropout=0.1,  # [paper]
+            pre_norm=v["model"].get("pre_norm", True),  # False is BERT's order [paper], for BERT's weights
+            layer_norm_epsilon=1e-12,  # BERT's
+            initializer_range=0.02,  # BERT's
+            # The first layers attend within each modality only, and contrast compares what they pool.
+            num_alignment_layers=v["model"]["num_alignment_layers"],
+            alignment_size=v["model"].get("alignment_size", 256),
+            temperature_init=0.07,
+            temperature_min=0.01,
+            max_text_positions=512 if width >= 768 else v["text_positions"],  # 512: BERT's
+            max_audio_positions=v["audio_positions"],
+            text_decoder=dict(decoder),
+            image_decoder=dict(decoder),
+            remat=width >= 1024,  # compute activations twice to store less
+            unroll=1,  # layers in one turn of the loop over layers
+        )
+    )
+    config.model.dtype = config.get_ref("precision")
+
+    # --- objectives -------------------------------------------------------------------------------
+    config.objectives = ConfigDict()
+    config.objectives.weights = ConfigDict(  # 0: not computed
+        dict(mlm=1.0, mvfr=1.0, mrc=1.0, mafr=1.0, macl=1.0, dtr=1.0, dir=1.0, matching=1.0)
+        | dict(contrastive=0.0 if paper else 1.0)  # this project's addition
+    )
+    # Of every 3 or 4 rows so many are corrupted at token, modality and sample level.
+    config.objectives.rows = ConfigDict(
+        dict(token=1, modality=1, sample=1) if paper else dict(token=1, modality=2, sample=1)
+    )
+    config.objectives.mask_probability = 0.15  # [paper]
+    config.objectives.modality_drop_probability = ConfigDict(dict(text=0.3, image=0.3, audio=0.3))  # [paper]
+    config.objectives.dropped_as_absent = 0.5  # else as a fixed number of mask tokens:
+    config.objectives.placeholder_lengths = ConfigDict(v["placeholder_lengths"])
+    config.objectives.sample_drop_probability = 0.5  # a matching row loses a modality: pairs are learned too
+    config.objectives.macl_temperature = 0.1  # [port]; with the paper's 1 the loss cannot fall below 2.2
+    config.objectives.label_smoothing = 0.0 if variant == "tiny" else 0.1  # [port]
+    # Share of the replacements in matching that are drawn by similarity.
+    config.objectives.hard_negative_fraction = 0.0 if paper else 0.5
+    config.objectives.hard_negative_temperature = 0.1
+
+    # --- training ---------------------------------------------------------------------------------
+    config.train = ConfigDict(
+        dict(
+            steps=v["train"]["steps"],
+            batch_size=v["train"]["batch_size"],  # triplets, over all devices
+            accumulation=1,  # microbatches of a step
+            learning_rate=v["train"]["learning_rate"],
+            warmup_steps=v["train"]["warmup_steps"],
+            decay=v["train"]["decay"],
+            end_learning_rate_fraction=0.0,
+            beta1=0.9,  # [paper]
+            beta2=0.98,  # [paper]
+            epsilon=1e-6,
+            weight_decay=0.01,  # not on norms and biases [port]
+            clip_norm=1.0,  # [port]
+            log_every=50,
+            checkpoint_every=1000,
+            checkpoint_minutes=10.0,
+            keep=2,
+            validate_every=1000 if paper else 0,
+            early_stopping_patience=10 if paper else 0,  # validations without progress [paper]
+            max_nonfinite=10,
+            mesh=dict(data=-1, fsdp=1, tensor=1),  # -1: all remaining devices
+        )
+    )
+    config.train.precision = config.get_ref("precision")
+
+    # --- evaluation -------------------------------------------------------------------------------
+    config.evaluation = ConfigDict(
+        dict(
+            batch_size=100,
+            pool_size=100,  # of retrieval; the paper's is 5,000
+            pools=5,
+            matching_pools=1,  # matching scores every pair, so fewer pools
+            rerank_top=10,
+            captions=200,
+            transcripts=300,
+            beams=3,
+            max_new_tokens=v["text_positions"],
+            probe_train=2000,
+            pictures=60,
+            top_k=32,
+        )
+    )
+
+    # Minutes of each stage on a quiet machine with two cores; 0: not measured.
+    minutes = dict(data=1.3, tokenizer=0.1, detector=3.3, wav2vec2=3.8, dvae=1.7, cache=2.0)
+    after = dict(pretrain=10.8, evaluation=2.5) if variant == "tiny" else dict(pretrain=0.0, evaluation=0.0)
+    config.predicted_minutes = ConfigDict(minutes | after)
+    return config

@@ -1,0 +1,146 @@
+"""The entry point: reads the configuration, prepares JAX, and runs what the configuration describes.
+
+    python -m opt_jax.main --config=configs/pretrain.py:tiny --workdir=runs/tiny --config.train.steps=1000
+
+Interrupted, the same command goes on where it was. Exit codes: 0 done, 2 the configuration or the workdir does
+not fit (one line says what), 130 and 143 interrupted.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from opt_jax.configuration import ConfigError, check_overrides, load
+from opt_jax.stages import StageMismatch, write_record
+from opt_jax.validation import validate
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Configuration file, with a variant after a colon.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; by default config.workdir.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, after a check that answers in one line what absl would answer in a traceback."""
+    try:
+        arguments = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+        if not any(argument.startswith(("--help", "-help", "--helpfull")) for argument in arguments):
+            check_overrides(load(*_config_argument(arguments)), arguments)
+        return flags.FLAGS(argv)
+    except (ConfigError, flags.Error) as error:
+        refuse(error)
+
+
+def _config_argument(arguments: list[str]) -> list[str]:
+    """[path] or [path, variant]; the flag must come before its overrides."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(("--config.", "-config.", "--noconfig.")):
+            raise ConfigError(f"{argument} stands before --config=<file>; put it after")
+        if argument in ("--config", "-config") and position + 1 < len(arguments):
+            return arguments[position + 1].split(":", 1)
+        if argument.startswith(("--config=", "-config=")):
+            return argument.partition("=")[2].split(":", 1)
+    raise ConfigError("no configuration named; for a start: --config=configs/pretrain.py")
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        refuse(ConfigError(f"{argv[1]!r} is not understood; options begin with --"))
+    config = CONFIG.value
+    if WORKDIR.value is not None:
+        config.workdir = WORKDIR.value
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run(config, Path(config.workdir))
+    except (ConfigError, StageMismatch) as error:
+        refuse(error)
+    except KeyboardInterrupt:
+        stopped(config.workdir, 130)
+    except SystemExit as request:
+        if request.code in (130, 143):
+            stopped(config.workdir, request.code)
+        raise
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Prepares JAX for this run, checks and records the configuration, and starts the pipeline.
+
+    Raises ConfigError, and whatever the pipeline raises.
+    """
+    start_processes(config.distributed)
+    keep_compiled_programs(workdir)
+    validate(config)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_record(workdir / "config.json", json.loads(json.dumps(config.to_dict())))
+        print(describe(config, workdir), flush=True)
+    from opt_jax import pipeline  # after the set-up: importing the models may touch the devices
+
+    pipeline.run(config, workdir)
+
+
+def start_processes(distributed: ConfigDict) -> None:
+    """Joins the processes of a run on several hosts; a single process has nothing to join.
+
+    distributed: coordinator ('' decides by SLURM's variables, 'auto' asks the cluster that JAX recognises, or
+    host:port), num_processes and process_id (for host:port).
+    """
+    if distributed.coordinator not in ("", "auto"):
+        if not 0 <= distributed.process_id < distributed.num_processes:
+            raise ConfigError(
+                f"config.distributed.process_id is {distributed.process_id}, num_processes is"
+                f" {distributed.num_processes}; with a coordinator give both, process_id from 0"
+            )
+        jax.distributed.initialize(distributed.coordinator, distributed.num_processes, distributed.process_id)
+    elif distributed.coordinator == "auto" or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        jax.distributed.initialize()
+
+
+def keep_compiled_programs(workdir: Path) -> None:
+    """A second run, or a resumed one, reads its programs instead of compiling them."""
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def describe(config: ConfigDict, workdir: Path) -> str:
+    """What is going to happen, and how long it should take."""
+    minutes = dict(config.predicted_minutes)
+    known = {stage: value for stage, value in minutes.items() if value > 0}
+    unknown = [stage for stage in minutes if stage not in known]
+    lines = [
+        f"OPT pre-training on {config.data.source} in {workdir}"
+        f" ({jax.device_count()} x {jax.default_backend()}, {config.precision}, seed {config.seed})",
+        f"model: {config.model.num_layers} layers, {config.model.hidden_size} wide;"
+        f" {config.train.steps} steps of {config.train.batch_size} triplets",
+        "predicted minutes on a quiet 2-core machine, from nothing: "
+        + ", ".join(f"{stage} {value:g}" for stage, value in known.items())
+        + f"; together {sum(known.values()):.0f}"
+        + (f" (not measured: {', '.join(unknown)})" if unknown else ""),
+    ]
+    return "\n".join(lines)
+
+
+def refuse(error: Exception) -> None:
+    """Ends with the message alone: these errors are about the user's input, not the program's inside."""
+    print("\n".join(f"opt_jax: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    sys.exit(2)
+
+
+def stopped(workdir: str, code: int) -> None:
+    print(f"opt_jax: interrupted; run the same command again to go on (everything so far is in {workdir})")
+    sys.exit(code)
+
+
+def _terminate(number: int, _) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

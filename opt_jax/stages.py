@@ -1,0 +1,113 @@
+"""Stages: directories that say what made them, skipped when they are there and made by the same inputs."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from opt_jax.configuration import flatten
+
+DONE = "stage.json"
+STARTED = "stage_inputs.json"
+
+
+class StageMismatch(RuntimeError):
+    """A stage's directory was made, or begun, by other inputs than those wanted now."""
+
+
+def run_stage(
+    name: str, directory: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any] | None]
+) -> dict[str, Any]:
+    """Builds a stage once, and returns what it made.
+
+    Args:
+      name: for messages.
+      directory: what the stage fills; made if absent. When `build` has returned, stage.json there records
+        inputs, outputs and seconds of work.
+      inputs: JSON-able, all that determines the content.
+      build: fills the directory and returns its outputs (JSON-able, or None for none). A directory begun
+        earlier by the same inputs is handed to it again, to go on with.
+
+    Every process of a distributed run must call it; the first one keeps the records.
+
+    Raises:
+      StageMismatch: the directory was made or begun by other inputs.
+    """
+    directory = Path(directory)
+    wanted = json.loads(json.dumps(inputs, sort_keys=True))  # as it will be read back: tuples become lists
+    done, started = read_record(directory / DONE), read_record(directory / STARTED)
+    _all_processes(f"{name}: records read")
+    for record in (done, started):
+        if record is not None and record["inputs"] != wanted:
+            raise StageMismatch(_describe(name, directory, record["inputs"], wanted))
+    if done is not None:
+        _say(f"{name}: up to date ({directory})")
+        return done["outputs"]
+
+    _say(f"{name}: {'starts' if started is None else 'goes on'} ({directory})")
+    before = 0.0 if started is None else started["seconds"]
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_record(directory / STARTED, {"inputs": wanted, "seconds": before})
+    _all_processes(f"{name}: begins")
+    start = time.monotonic()
+    try:
+        outputs = dict(build(directory) or {})
+    finally:
+        seconds = before + time.monotonic() - start
+        if jax.process_index() == 0:
+            write_record(directory / STARTED, {"inputs": wanted, "seconds": seconds})
+    _all_processes(f"{name}: built")
+    if jax.process_index() == 0:
+        write_record(directory / DONE, {"inputs": wanted, "outputs": outputs, "seconds": seconds})
+        (directory / STARTED).unlink()
+    _all_processes(f"{name}: recorded")
+    _say(f"{name}: done in {seconds:.0f} s")
+    return json.loads(json.dumps(outputs))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record at `path`, None when there is none; StageMismatch when it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise StageMismatch(f"{path} is damaged ({error}); delete the directory {path.parent}") from error
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes JSON aside and renames it, so that a record is whole or not there."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    os.replace(aside, path)
+
+
+def _describe(name: str, directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    found, wanted = flatten(found), flatten(wanted)
+    changed = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+    lines = [f"  {key}: {_show(found, key)} -> {_show(wanted, key)}" for key in changed]
+    return "\n".join(
+        [f"{name}: {directory} was made by other inputs (found -> wanted):"]
+        + lines
+        + [f"{name}: choose another --workdir, or delete {directory}"]
+    )
+
+
+def _show(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "absent"
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _all_processes(place: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)

@@ -1,0 +1,228 @@
+"""Judges a configuration before anything long starts: every problem at once, each with a way out."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from opt_jax.configuration import ConfigError
+from opt_jax.stages import DONE
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+DECAYS = ("linear", "cosine", "constant")
+SOURCES = ("spoken_scenes",)
+ENCODERS = ("detector", "wav2vec2", "dvae")
+
+
+def validate(config: ConfigDict, num_devices: int | None = None) -> None:
+    """Checks a configuration as configs/pretrain.py makes it.
+
+    Args:
+      config: all fields.
+      num_devices: of the whole run; by default those that JAX finds.
+
+    Raises:
+      ConfigError: one line for each problem.
+    """
+    num_devices = jax.device_count() if num_devices is None else num_devices
+    checks = (_data, _encoders, _lengths, _model, _objectives, _training, _evaluation)
+    problems = [problem for check in checks for problem in check(config)] + list(_mesh(config, num_devices))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _one_of(config, field: str, choices) -> Iterator[str]:
+    value = _get(config, field)
+    if value not in choices:
+        yield f"config.{field} is {value!r}; choose one of {', '.join(map(repr, choices))}"
+
+
+def _positive(config, *fields: str) -> Iterator[str]:
+    for field in fields:
+        if _get(config, field) <= 0:
+            yield f"config.{field} is {_get(config, field)}; it must be above 0"
+
+
+def _not_negative(config, *fields: str) -> Iterator[str]:
+    for field in fields:
+        if _get(config, field) < 0:
+            yield f"config.{field} is {_get(config, field)}; it must be 0 or more"
+
+
+def _probability(config, *fields: str) -> Iterator[str]:
+    for field in fields:
+        if not 0 <= _get(config, field) <= 1:
+            yield f"config.{field} is {_get(config, field)}; a probability lies between 0 and 1"
+
+
+def _get(config, field: str):
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _data(config) -> Iterator[str]:
+    yield from _one_of(config, "data.source", SOURCES)
+    scenes = ("train", "validation", "test", "image_size", "max_objects", "shard_size")
+    yield from _positive(config, *(f"data.spoken_scenes.{field}" for field in scenes))
+    made = (Path(config.workdir) / "data" / DONE).exists()
+    if config.data.source == "spoken_scenes" and not made and not importlib.util.find_spec("espeakng_loader"):
+        yield "config.data.source 'spoken_scenes' needs a speech synthesizer: pip install -e '.[demo]'"
+
+
+def _encoders(config) -> Iterator[str]:
+    yield from _one_of(config, "encoders.tokenizer.kind", ("train", "pretrained"))
+    yield from _positive(config, "encoders.tokenizer.vocab_size")
+    for name in ENCODERS:
+        directory = config.encoders[name].pretrained
+        for file in ("model.safetensors", "config.json"):
+            if directory and not (Path(directory) / file).is_file():
+                yield (
+                    f"config.encoders.{name}.pretrained: there is no {Path(directory) / file};"
+                    " name the directory of a frozen encoder, or '' to train one"
+                )
+
+
+def _lengths(config) -> Iterator[str]:
+    cache, loader, model = config.cache, config.loader, config.model
+    yield from _one_of(config, "cache.dtype", ("float16", "float32"))
+    sizes = ("examples_per_shard", "audio_stack", "max_audio_positions", "max_text_tokens", "max_regions")
+    yield from _positive(config, *(f"cache.{field}" for field in sizes))
+    yield from _not_negative(config, "loader.workers")
+    for kind, longest, positions in (
+        ("text", cache.max_text_tokens, model.max_text_positions),
+        ("audio", cache.max_audio_positions, model.max_audio_positions),
+    ):
+        lengths = loader[f"{kind}_lengths"]
+        if not lengths or list(lengths) != sorted(lengths) or lengths[0] <= 0:
+            yield f"config.loader.{kind}_lengths is {lengths}; give growing lengths above 0, such as (16, 32)"
+        elif lengths[-1] > positions:
+            yield (
+                f"config.loader.{kind}_lengths ends at {lengths[-1]}, config.model.max_{kind}_positions is"
+                f" {positions}; raise the latter"
+            )
+        elif lengths[-1] < min(longest, positions):
+            yield (
+                f"config.loader.{kind}_lengths ends at {lengths[-1]}, so longer rows would be cut;"
+                f" end it at the {min(longest, positions)} that the cache holds"
+            )
+    if len(loader.text_lengths) != len(loader.audio_lengths):
+        yield "config.loader.text_lengths and audio_lengths are pairs; give them equally many lengths"
+
+
+def _model(config) -> Iterator[str]:
+    model = config.model
+    yield from _one_of(config, "precision", PRECISIONS)
+    stacks = ("", "text_decoder.", "image_decoder.")
+    for stack in stacks:
+        sizes = [f"model.{stack}{field}" for field in ("num_layers", "num_heads", "mlp_size")]
+        yield from _positive(config, *sizes)
+        heads = _get(config, f"model.{stack}num_heads")
+        if heads > 0 and model.hidden_size % heads:
+            fits = max(n for n in range(1, heads + 1) if model.hidden_size % n == 0)
+            yield (
+                f"config.model.{stack}num_heads is {heads}, which does not divide config.model.hidden_size"
+                f" {model.hidden_size}; {fits} would"
+            )
+    sizes = ("hidden_size", "alignment_size", "unroll", "max_text_positions", "max_audio_positions")
+    values = ("layer_norm_epsilon", "initializer_range", "temperature_init", "temperature_min")
+    yield from _positive(config, *(f"model.{field}" for field in (*sizes, *values)))
+    yield from _probability(config, "model.dropout")
+    if not 0 <= model.num_alignment_layers <= model.num_layers:
+        yield (
+            f"config.model.num_alignment_layers is {model.num_alignment_layers}; of config.model.num_layers"
+            f" {model.num_layers} it must be a part"
+        )
+
+
+def _objectives(config) -> Iterator[str]:
+    objectives = config.objectives
+    yield from _not_negative(config, *(f"objectives.weights.{name}" for name in objectives.weights))
+    if not any(weight > 0 for weight in objectives.weights.values()):
+        yield "config.objectives.weights are all 0; there is nothing to train"
+    if objectives.weights.contrastive and not config.model.num_alignment_layers:
+        yield (
+            "config.objectives.weights.contrastive compares what the alignment layers pool; set it to 0, or"
+            " config.model.num_alignment_layers above 0"
+        )
+    yield from _not_negative(config, *(f"objectives.rows.{name}" for name in objectives.rows))
+    if sum(objectives.rows.values()) <= 0:
+        yield "config.objectives.rows are all 0; give each level its share of the rows, such as 1, 2, 1"
+    for level, names in (
+        ("token", ("mlm", "mvfr", "mrc", "mafr", "macl")),
+        ("modality", ("dtr", "dir")),
+        ("sample", ("matching",)),
+    ):
+        used = [name for name in names if objectives.weights[name] > 0]
+        if used and not objectives.rows[level]:
+            yield f"config.objectives.rows.{level} is 0, but {', '.join(used)} need such rows; or weights of 0"
+    drops = [f"objectives.modality_drop_probability.{name}" for name in objectives.modality_drop_probability]
+    shares = ("mask_probability", "dropped_as_absent", "sample_drop_probability", "label_smoothing")
+    yield from _probability(config, *drops, *(f"objectives.{name}" for name in shares))
+    yield from _probability(config, "objectives.hard_negative_fraction")
+    if all(probability >= 1 for probability in objectives.modality_drop_probability.values()):
+        yield "config.objectives.modality_drop_probability is 1 for all; one modality must be able to stay"
+    yield from _positive(config, "objectives.macl_temperature", "objectives.hard_negative_temperature")
+    lengths = objectives.placeholder_lengths
+    yield from _positive(config, *(f"objectives.placeholder_lengths.{name}" for name in lengths))
+
+
+def _training(config) -> Iterator[str]:
+    train = config.train
+    yield from _one_of(config, "train.decay", DECAYS)
+    positive = ("steps", "batch_size", "accumulation", "learning_rate", "epsilon", "log_every")
+    positive += ("checkpoint_every", "checkpoint_minutes", "keep", "max_nonfinite")
+    yield from _positive(config, *(f"train.{field}" for field in positive))
+    counts = ("warmup_steps", "weight_decay", "clip_norm", "validate_every", "early_stopping_patience")
+    yield from _not_negative(config, *(f"train.{field}" for field in counts))
+    yield from _probability(config, "train.beta1", "train.beta2", "train.end_learning_rate_fraction")
+    if train.warmup_steps > train.steps:
+        yield f"config.train.warmup_steps is {train.warmup_steps}, more than config.train.steps {train.steps}"
+    rows, scenes = train.batch_size, config.data.spoken_scenes.train
+    if config.data.source == "spoken_scenes" and rows > scenes:
+        yield f"config.train.batch_size is {rows}, more than config.data.spoken_scenes.train {scenes}"
+
+
+def _mesh(config, num_devices: int) -> Iterator[str]:
+    mesh, train = config.train.mesh, config.train
+    sizes = dict(mesh)
+    free = [name for name, size in sizes.items() if size == -1]
+    if any(size < 1 and size != -1 for size in sizes.values()) or len(free) > 1:
+        yield f"config.train.mesh is {sizes}; sizes are above 0, one of them may be -1 (the remaining devices)"
+        return
+    known = 1
+    for size in sizes.values():
+        known *= 1 if size == -1 else size
+    if num_devices % known or (not free and known != num_devices):
+        yield (
+            f"config.train.mesh {sizes} does not fit {num_devices} devices; its product must be that number"
+            " (-1: whatever remains)"
+        )
+        return
+    for name in free:
+        sizes[name] = num_devices // known
+    group = sum(config.objectives.rows.values())
+    parts = train.accumulation * sizes["data"] * sizes["fsdp"]
+    if parts > 0 and train.batch_size % parts:
+        near = max(1, round(train.batch_size / parts)) * parts
+        yield (
+            f"config.train.batch_size is {train.batch_size}; it must divide by accumulation x data x fsdp ="
+            f" {train.accumulation} x {sizes['data']} x {sizes['fsdp']}: {near} would"
+        )
+    elif group > 0 and train.accumulation > 0 and train.batch_size % (train.accumulation * group):
+        yield (
+            f"config.train.batch_size is {train.batch_size}; a microbatch of it"
+            f" ({train.batch_size // train.accumulation} rows) must divide into groups of {group}, the sum of"
+            " config.objectives.rows"
+        )
+
+
+def _evaluation(config) -> Iterator[str]:
+    fields = ("batch_size", "pool_size", "pools", "matching_pools", "rerank_top", "beams")
+    fields += ("max_new_tokens", "top_k")
+    yield from _positive(config, *(f"evaluation.{field}" for field in fields))
+    size, test = config.evaluation.pool_size, config.data.spoken_scenes.test
+    if config.data.source == "spoken_scenes" and size > test:
+        yield f"config.evaluation.pool_size is {size}, more than config.data.spoken_scenes.test {test}"
