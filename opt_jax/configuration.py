@@ -1,4 +1,4 @@
-"""Configuration files: loading one by path, and refusing overrides that it does not know, in one line each."""
+"""Configuration files: loading one by path, and refusing overrides that do not fit it, in one line each."""
 
 import ast
 import difflib

@@ -2,8 +2,8 @@
 
     python -m opt_jax.main --config=configs/pretrain.py:tiny --workdir=runs/tiny --config.train.steps=1000
 
-Interrupted, the same command goes on where it was. Exit codes: 0 done, 2 the configuration or the workdir does
-not fit (one line says what), 130 and 143 interrupted.
+Interrupted, the same command goes on where it was. Exit codes: 0 done; 2 the configuration, the workdir or
+the data do not fit (the message says what to do); 130 and 143 interrupted.
 """
 
 import json
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         run(config, Path(config.workdir))
-    except (ConfigError, StageMismatch) as error:
+    except expected_errors() as error:
         refuse(error)
     except KeyboardInterrupt:
         stopped(config.workdir, 130)
@@ -125,6 +125,19 @@ def describe(config: ConfigDict, workdir: Path) -> str:
         + (f" (not measured: {', '.join(unknown)})" if unknown else ""),
     ]
     return "\n".join(lines)
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message tells the user what to do; imported only when something was raised."""
+    from opt_jax import checkpoints, window
+    from opt_jax.cache.manifest import CacheError
+    from opt_jax.encoders.frozen import FrozenEncoderError
+    from opt_jax.encoders.tokenizer import TokenizerError
+    from opt_jax.encoders.wav2vec2_batches import NoUsableClipsError
+
+    training = (checkpoints.FingerprintMismatch, checkpoints.DamagedCheckpoint, window.NonFiniteError)
+    data = (CacheError, FrozenEncoderError, TokenizerError, NoUsableClipsError)
+    return (ConfigError, StageMismatch, *training, *data)
 
 
 def refuse(error: Exception) -> None:

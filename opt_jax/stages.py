@@ -21,7 +21,12 @@ class StageMismatch(RuntimeError):
 
 
 def run_stage(
-    name: str, directory: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any] | None]
+    name: str,
+    directory: Path,
+    inputs: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any] | None],
+    *,
+    collective: bool = True,
 ) -> dict[str, Any]:
     """Builds a stage once, and returns what it made.
 
@@ -32,8 +37,8 @@ def run_stage(
       inputs: JSON-able, all that determines the content.
       build: fills the directory and returns its outputs (JSON-able, or None for none). A directory begun
         earlier by the same inputs is handed to it again, to go on with.
-
-    Every process of a distributed run must call it; the first one keeps the records.
+      collective: of a run of several processes all build (training does, on all devices); False: the first
+        builds and the others wait. All must call it and share the file system; the first keeps the records.
 
     Raises:
       StageMismatch: the directory was made or begun by other inputs.
@@ -55,6 +60,8 @@ def run_stage(
         directory.mkdir(parents=True, exist_ok=True)
         write_record(directory / STARTED, {"inputs": wanted, "seconds": before})
     _all_processes(f"{name}: begins")
+    if not collective and jax.process_index() > 0:
+        return _wait_for(directory / DONE)["outputs"]
     start = time.monotonic()
     try:
         outputs = dict(build(directory) or {})
@@ -62,11 +69,13 @@ def run_stage(
         seconds = before + time.monotonic() - start
         if jax.process_index() == 0:
             write_record(directory / STARTED, {"inputs": wanted, "seconds": seconds})
-    _all_processes(f"{name}: built")
+    if collective:
+        _all_processes(f"{name}: built")
     if jax.process_index() == 0:
         write_record(directory / DONE, {"inputs": wanted, "outputs": outputs, "seconds": seconds})
         (directory / STARTED).unlink()
-    _all_processes(f"{name}: recorded")
+    if collective:
+        _all_processes(f"{name}: recorded")
     _say(f"{name}: done in {seconds:.0f} s")
     return json.loads(json.dumps(outputs))
 
@@ -90,7 +99,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def _describe(name: str, directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     found, wanted = flatten(found), flatten(wanted)
-    changed = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+    changed = [key for key in sorted({*found, *wanted}) if _show(found, key) != _show(wanted, key)]
     lines = [f"  {key}: {_show(found, key)} -> {_show(wanted, key)}" for key in changed]
     return "\n".join(
         [f"{name}: {directory} was made by other inputs (found -> wanted):"]
@@ -101,6 +110,13 @@ def _describe(name: str, directory: Path, found: Mapping[str, Any], wanted: Mapp
 
 def _show(flat: Mapping[str, Any], key: str) -> str:
     return json.dumps(flat[key]) if key in flat else "absent"
+
+
+def _wait_for(path: Path) -> dict[str, Any]:
+    # A barrier of the devices would time out: what the first process builds can take hours.
+    while (record := read_record(path)) is None:
+        time.sleep(1)
+    return record
 
 
 def _say(text: str) -> None:

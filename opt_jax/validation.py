@@ -157,7 +157,7 @@ def _objectives(config) -> Iterator[str]:
     ):
         used = [name for name in names if objectives.weights[name] > 0]
         if used and not objectives.rows[level]:
-            yield f"config.objectives.rows.{level} is 0, but {', '.join(used)} need such rows; or weights of 0"
+            yield f"config.objectives.rows.{level} is 0, but {', '.join(used)} need it; or set them to 0"
     drops = [f"objectives.modality_drop_probability.{name}" for name in objectives.modality_drop_probability]
     shares = ("mask_probability", "dropped_as_absent", "sample_drop_probability", "label_smoothing")
     yield from _probability(config, *drops, *(f"objectives.{name}" for name in shares))
@@ -178,8 +178,6 @@ def _training(config) -> Iterator[str]:
     counts = ("warmup_steps", "weight_decay", "clip_norm", "validate_every", "early_stopping_patience")
     yield from _not_negative(config, *(f"train.{field}" for field in counts))
     yield from _probability(config, "train.beta1", "train.beta2", "train.end_learning_rate_fraction")
-    if train.warmup_steps > train.steps:
-        yield f"config.train.warmup_steps is {train.warmup_steps}, more than config.train.steps {train.steps}"
     rows, scenes = train.batch_size, config.data.spoken_scenes.train
     if config.data.source == "spoken_scenes" and rows > scenes:
         yield f"config.train.batch_size is {rows}, more than config.data.spoken_scenes.train {scenes}"
@@ -190,7 +188,7 @@ def _mesh(config, num_devices: int) -> Iterator[str]:
     sizes = dict(mesh)
     free = [name for name, size in sizes.items() if size == -1]
     if any(size < 1 and size != -1 for size in sizes.values()) or len(free) > 1:
-        yield f"config.train.mesh is {sizes}; sizes are above 0, one of them may be -1 (the remaining devices)"
+        yield f"config.train.mesh is {sizes}; sizes are above 0, one of them may be -1, for the rest"
         return
     known = 1
     for size in sizes.values():

@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import pytest
+
+from opt_jax.configuration import ConfigError, check_overrides, flatten, load
+from opt_jax.validation import validate
+
+PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
+VARIANTS = ("tiny", "small", "base_paper", "base", "large")
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = load(PRETRAIN)
+    config.workdir = str(tmp_path)
+    return config
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_share_fields_and_types_and_are_valid(variant):
+    tiny, config = flatten(load(PRETRAIN)), load(PRETRAIN, variant)
+    flat = flatten(config)
+    assert {name: type(value) for name, value in flat.items()} == {
+        name: type(value) for name, value in tiny.items()
+    }
+    for devices in (1, 8):
+        validate(config, devices)
+
+
+def test_configurations_load_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(PRETRAIN).encoders.dvae.model.vocab_size == 256
+
+
+def test_unknown_variants_and_files_are_named():
+    with pytest.raises(ConfigError, match="did you mean 'base'.*tiny, small, base_paper, base, large"):
+        load(PRETRAIN, "bases")
+    with pytest.raises(ConfigError, match="no configuration file .*pretrian.py.*did you mean .*pretrain.py"):
+        load(PRETRAIN.with_name("pretrian.py"))
+    with pytest.raises(ConfigError, match="no get_config"):
+        load(__file__)
+
+
+def test_precision_is_one_field(config):
+    config.precision = "bfloat16"
+    assert config.model.dtype == config.train.precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.train.batchsize=3", "'config.train.batchsize'; did you mean 'config.train.batch_size'"),
+        ("--config.batch_size=3", "did you mean 'config.*batch_size'"),
+        ("--config.xyzzy=3", r"unknown config field 'config.xyzzy' \(fields of config: cache, data"),
+        ("--config.train=3", "'config.train' is a group of fields"),
+        ("--config.train.steps=many", "^config.train.steps expects int, got 'many'$"),
+        ("--config.train.steps=1.5", "config.train.steps expects int, got '1.5'"),
+        ("-config.train.learning_rate=fast", "config.train.learning_rate expects float, got 'fast'"),
+        ("--config.model.pre_norm=maybe", "config.model.pre_norm expects bool, got 'maybe'"),
+        ("--config.loader.text_lengths=(1,x)", r"text_lengths expects a tuple such as '\(16, 24, 32\)'"),
+    ],
+)
+def test_wrong_overrides_are_refused_in_one_line(config, argument, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        check_overrides(config, ["--config=configs/pretrain.py", argument])
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_right_overrides_pass_in_every_form(config):
+    arguments = ["--workdir=x", "--config.train.steps=10", "--config.train.batch_size", "8"]
+    arguments += ["--config.train.learning_rate=1", "--config.model.pre_norm", "--noconfig.model.remat"]
+    check_overrides(config, [*arguments, "--config.loader.text_lengths=(8, 16)", "--config.workdir=1"])
+    with pytest.raises(ConfigError, match="got 'soon'"):
+        check_overrides(config, ["--config.train.batch_size", "soon"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.num_heads", 5, "config.model.num_heads is 5.*192; 4 would"),
+        ("model.image_decoder.num_heads", 7, "config.model.image_decoder.num_heads is 7"),
+        ("model.num_alignment_layers", 5, "config.model.num_alignment_layers is 5"),
+        ("model.num_alignment_layers", 0, "weights.contrastive"),
+        ("model.max_text_positions", 8, "raise the latter"),
+        ("loader.audio_lengths", (40, 52, 60), "longer rows would be cut"),
+        ("loader.text_lengths", (24, 32), "equally many"),
+        ("loader.text_lengths", (24, 16, 32), "growing"),
+        ("precision", "float8", "config.precision is 'float8'; choose one of 'float32'"),
+        ("train.decay", "exponential", "config.train.decay"),
+        ("train.steps", 0, "config.train.steps is 0; it must be above 0"),
+        ("train.batch_size", 12, "12; it must divide by accumulation x data x fsdp = 1 x 8 x 1: 16 would"),
+        ("train.accumulation", 3, "divide by accumulation"),
+        ("train.mesh.data", 3, "does not fit 8 devices"),
+        ("train.mesh.fsdp", -1, "config.train.mesh"),
+        ("objectives.rows.modality", 4, "groups of 6"),
+        ("objectives.rows.sample", 0, "matching"),
+        ("objectives.mask_probability", 1.5, "config.objectives.mask_probability is 1.5"),
+        ("objectives.modality_drop_probability.audio", -0.1, "modality_drop_probability.audio is -0.1"),
+        ("encoders.dvae.pretrained", "/nowhere", "there is no /nowhere/model.safetensors"),
+        ("encoders.tokenizer.kind", "bpe", "config.encoders.tokenizer.kind"),
+        ("data.source", "youtube", "config.data.source is 'youtube'"),
+        ("evaluation.pool_size", 501, "config.evaluation.pool_size is 501"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, field, value, message):
+    validate(config, 8)
+    part, names = config, field.split(".")
+    for name in names[:-1]:
+        part = part[name]
+    part[names[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        validate(config, 8)
+
+
+def test_all_problems_are_told_at_once(config):
+    config.train.batch_size = 0
+    config.model.num_heads = 5
+    with pytest.raises(ConfigError) as error:
+        validate(config, 1)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_missing_synthesizer_names_the_extra_unless_the_data_is_there(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[demo\]'"):
+        validate(config, 1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "stage.json").write_text("{}")
+    validate(config, 1)
