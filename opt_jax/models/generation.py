@@ -1,0 +1,138 @@
+"""Decoding of text and of image codes with a key-value cache: greedy, sampled (top-k, top-p) and beam search.
+
+All functions are pure and meant to run under `jax.jit` with the model and the keyword arguments static. One
+compiled program serves a whole batch; the loop ends early when every row has ended.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from opt_jax.models.opt import OPT
+
+NEVER = -1e9
+
+
+def generate_text(
+    model: OPT, params, memory, valid, *, max_length, end_id, pad_id, beams=1, length_penalty=1.0
+):
+    """The most likely text for M: greedy with one beam, beam search with several.
+
+    Args:
+      memory, valid: M [B, S, D] and [B, S] from `OPT.encode`.
+      max_length: positions to decode at most, the end symbol included. end_id, pad_id: of the vocabulary.
+      length_penalty: a hypothesis scores its log-probability divided by its length to this power.
+    Returns: ids [B, max_length] (end symbol, then pad_id), log-probability [B] in float32.
+    """
+    step, cache, table = _decoder(model, params, memory, valid, "text", max_length, beams)
+    size = memory.shape[0]
+    alive = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)  # all beams start equal: only the first counts
+    state = (
+        0,
+        jnp.full((size, beams, max_length), pad_id, jnp.int32),
+        jnp.broadcast_to(alive, (size, beams)),
+        jnp.zeros((size, beams), bool),
+        jnp.zeros((size, beams), jnp.int32),
+        cache,
+    )
+    only_pad = jnp.where(jnp.arange(table) == pad_id, 0.0, NEVER)
+
+    def running(state):
+        position, _, _, ended, *_ = state
+        return (position < max_length) & ~ended.all()
+
+    def advance(state):
+        position, ids, scores, ended, lengths, cache = state
+        last = lax.dynamic_index_in_dim(ids, jnp.maximum(position - 1, 0), 2, keepdims=False)
+        logits, cache = step(last.reshape(-1), position, cache)
+        log_probs = jax.nn.log_softmax(logits).reshape(size, beams, -1)
+        log_probs = jnp.where(ended[..., None], only_pad, log_probs)
+        scores, best = lax.top_k((scores[..., None] + log_probs).reshape(size, -1), beams)
+        parent, symbol = best // table, best % table
+        ids, ended, lengths = (
+            jnp.take_along_axis(x, parent.reshape(parent.shape + (1,) * (x.ndim - 2)), 1)
+            for x in (ids, ended, lengths)
+        )
+        ids = lax.dynamic_update_slice_in_dim(ids, symbol[..., None].astype(jnp.int32), position, 2)
+        lengths += ~ended
+        rows = (jnp.arange(size)[:, None] * beams + parent).reshape(-1)
+        cache = jax.tree.map(lambda x: x[:, rows], cache) if beams > 1 else cache
+        return position + 1, ids, scores, ended | (symbol == end_id), lengths, cache
+
+    _, ids, scores, _, lengths, _ = lax.while_loop(running, advance, state)
+    best = (scores / jnp.maximum(lengths, 1) ** length_penalty).argmax(1)
+    rows = jnp.arange(size)
+    return ids[rows, best], scores[rows, best]
+
+
+def sample(
+    model: OPT, params, memory, valid, key, *, what, length, temperature=1.0, top_k=0, top_p=1.0, end_id=-1
+):
+    """Draws a sequence symbol by symbol.
+
+    Args:
+      what: 'text' or 'image'. length: positions to draw (a picture's number of codes).
+      temperature: divides the logits; 0 takes the best symbol. top_k: draws among the k best only, 0 for all.
+      top_p: draws among the fewest symbols whose probability reaches p. end_id: symbol after which a text is
+        done, -1 for none.
+    Returns: symbols [B, length] (end_id repeated after the end), log-probability [B] under the model,
+    unfiltered.
+    """
+    step, cache, _ = _decoder(model, params, memory, valid, what, length, 1)
+
+    def advance(carry, position):
+        last, ended, score, cache = carry
+        logits, cache = step(last, position, cache)
+        if temperature == 0:
+            symbol = logits.argmax(-1)
+        else:
+            kept = keep_likely(logits / temperature, top_k, top_p)
+            symbol = jax.random.categorical(jax.random.fold_in(key, position), kept)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), symbol[:, None], 1)[:, 0]
+        symbol = jnp.where(ended, end_id, symbol).astype(jnp.int32)
+        score += jnp.where(ended, 0.0, log_prob)
+        return (symbol, ended | (symbol == end_id), score, cache), symbol
+
+    size = memory.shape[0]
+    start = (jnp.zeros(size, jnp.int32), jnp.zeros(size, bool), jnp.zeros(size, jnp.float32), cache)
+    (_, _, score, _), symbols = lax.scan(advance, start, jnp.arange(length))
+    return symbols.T, score
+
+
+def generate_image_codes(model: OPT, params, memory, valid, key, *, temperature=1.0, top_k=0, top_p=1.0):
+    """Draws the codes [B, G] of a picture for M; arguments and result as for `sample`."""
+    length = model.sizes.codes_per_image
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return sample(model, params, memory, valid, key, what="image", length=length, **options)
+
+
+def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """Logits [B, W] with all but the k best, and all but the nucleus of probability p, made impossible."""
+    if top_k and top_k < logits.shape[-1]:
+        least = lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, NEVER, logits)
+    if top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+        least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < least, NEVER, logits)
+    return logits
+
+
+def _decoder(model, params, memory, valid, what, length, beams):
+    """A function (symbol [R], position, cache) -> (logits [R, W], cache), an empty cache, and W; R = B *
+    beams."""
+
+    def apply(method, *args):
+        return model.apply({"params": params}, *args, method=method)
+
+    memory_kv = apply(f"{what}_memory", memory)
+    if beams > 1:
+        memory_kv, valid = jnp.repeat(memory_kv, beams, axis=1), jnp.repeat(valid, beams, axis=0)
+    cache = apply("empty_cache", what, memory.shape[0] * beams, length, memory_kv.dtype)
+    size = {"text": model.sizes.vocab_size, "image": model.sizes.num_codes}[what]
+    return (
+        lambda symbol, position, cache: apply(f"{what}_step", symbol, position, cache, memory_kv, valid),
+        cache,
+        size,
+    )
