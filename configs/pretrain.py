@@ -120,7 +120,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.cache.examples_per_shard = 500
     config.cache.audio_stack = 4  # wav2vec 2.0's 50 frames a second make 12.5 positions
     config.cache.max_audio_positions = v["audio_positions"]  # longer speech is cut, and counted
-    config.cache.max_text_tokens = v["text_positions"]
     config.cache.max_regions = v["regions"]
     config.loader = ConfigDict(v["buckets"] | dict(workers=0))
 

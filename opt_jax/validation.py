@@ -88,14 +88,11 @@ def _encoders(config) -> Iterator[str]:
 def _lengths(config) -> Iterator[str]:
     cache, loader, model = config.cache, config.loader, config.model
     yield from _one_of(config, "cache.dtype", ("float16", "float32"))
-    sizes = ("examples_per_shard", "audio_stack", "max_audio_positions", "max_text_tokens", "max_regions")
+    sizes = ("examples_per_shard", "audio_stack", "max_audio_positions", "max_regions")
     yield from _positive(config, *(f"cache.{field}" for field in sizes))
     yield from _not_negative(config, "loader.workers")
-    for kind, longest, positions in (
-        ("text", cache.max_text_tokens, model.max_text_positions),
-        ("audio", cache.max_audio_positions, model.max_audio_positions),
-    ):
-        lengths = loader[f"{kind}_lengths"]
+    for kind in ("text", "audio"):
+        lengths, positions = loader[f"{kind}_lengths"], model[f"max_{kind}_positions"]
         if not lengths or list(lengths) != sorted(lengths) or lengths[0] <= 0:
             yield f"config.loader.{kind}_lengths is {lengths}; give growing lengths above 0, such as (16, 32)"
         elif lengths[-1] > positions:
@@ -103,11 +100,11 @@ def _lengths(config) -> Iterator[str]:
                 f"config.loader.{kind}_lengths ends at {lengths[-1]}, config.model.max_{kind}_positions is"
                 f" {positions}; raise the latter"
             )
-        elif lengths[-1] < min(longest, positions):
-            yield (
-                f"config.loader.{kind}_lengths ends at {lengths[-1]}, so longer rows would be cut;"
-                f" end it at the {min(longest, positions)} that the cache holds"
-            )
+    if loader.audio_lengths and loader.audio_lengths[-1] < cache.max_audio_positions:
+        yield (
+            f"config.loader.audio_lengths ends at {loader.audio_lengths[-1]}, so longer rows would be cut;"
+            f" end it at config.cache.max_audio_positions, {cache.max_audio_positions}"
+        )
     if len(loader.text_lengths) != len(loader.audio_lengths):
         yield "config.loader.text_lengths and audio_lengths are pairs; give them equally many lengths"
 
@@ -218,8 +215,9 @@ def _mesh(config, num_devices: int) -> Iterator[str]:
 
 
 def _evaluation(config) -> Iterator[str]:
-    fields = ("batch_size", "pool_size", "pools", "matching_pools", "rerank_top", "beams")
-    fields += ("max_new_tokens", "top_k")
+    may_be_zero = ("rerank_top", "seed")
+    yield from _not_negative(config, *(f"evaluation.{field}" for field in may_be_zero))
+    fields = (field for field in config.evaluation if field not in may_be_zero)
     yield from _positive(config, *(f"evaluation.{field}" for field in fields))
     size, test = config.evaluation.pool_size, config.data.spoken_scenes.test
     if config.data.source == "spoken_scenes" and size > test:

@@ -11,7 +11,12 @@ VARIANTS = ("tiny", "small", "base_paper", "base", "large")
 
 @pytest.fixture
 def config(tmp_path):
-    config = load(PRETRAIN)
+    config = load(PRETRAIN)  # with sizes of its own, so that the tuning of `tiny` can change
+    config.model.update(dict(hidden_size=192, num_layers=4, max_text_positions=32, max_audio_positions=64))
+    config.loader.update(dict(text_lengths=(16, 24, 32), audio_lengths=(40, 52, 64)))
+    config.cache.max_audio_positions = 64
+    config.objectives.rows.update(dict(token=1, modality=2, sample=1))
+    config.data.spoken_scenes.test = 500
     config.workdir = str(tmp_path)
     return config
 
@@ -29,7 +34,7 @@ def test_variants_share_fields_and_types_and_are_valid(variant):
 
 def test_configurations_load_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load(PRETRAIN).encoders.dvae.model.vocab_size == 256
+    assert load(PRETRAIN).encoders.dvae.model.vocab_size > 0
 
 
 def test_unknown_variants_and_files_are_named():
@@ -57,7 +62,7 @@ def test_precision_is_one_field(config):
         ("--config.train.steps=1.5", "config.train.steps expects int, got '1.5'"),
         ("-config.train.learning_rate=fast", "config.train.learning_rate expects float, got 'fast'"),
         ("--config.model.pre_norm=maybe", "config.model.pre_norm expects bool, got 'maybe'"),
-        ("--config.loader.text_lengths=(1,x)", r"text_lengths expects a tuple such as '\(16, 24, 32\)'"),
+        ("--config.loader.text_lengths=(1,x)", r"text_lengths expects a tuple such as '\(\d+, \d+"),
     ],
 )
 def test_wrong_overrides_are_refused_in_one_line(config, argument, message):
@@ -99,6 +104,7 @@ def test_right_overrides_pass_in_every_form(config):
         ("encoders.dvae.pretrained", "/nowhere", "there is no /nowhere/model.safetensors"),
         ("encoders.tokenizer.kind", "bpe", "config.encoders.tokenizer.kind"),
         ("data.source", "youtube", "config.data.source is 'youtube'"),
+        ("evaluation.beams", 0, "config.evaluation.beams is 0"),
         ("evaluation.pool_size", 501, "config.evaluation.pool_size is 501"),
     ],
 )
