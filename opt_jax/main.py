@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from opt_jax.configuration import ConfigError, check_overrides, load
@@ -52,6 +52,8 @@ def _config_argument(arguments: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if argv[1:]:
         refuse(ConfigError(f"{argv[1]!r} is not understood; options begin with --"))
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # what the libraries tell about themselves hides the progress
     config = CONFIG.value
     if WORKDIR.value is not None:
         config.workdir = WORKDIR.value

@@ -56,6 +56,7 @@ def test_the_command_overrides_records_and_predicts(tmp_path):
     written = json.loads((workdir / "config.json").read_text())
     assert written["train"]["steps"] == 700 and written["model"] == load(PRETRAIN, "small").model.to_dict()
     assert written["workdir"] == "runs/here" and written["model"]["dtype"] == "float32"
+    assert not ended.stderr  # no logs of the libraries either
     assert "predicted minutes on a quiet 2-core machine" in ended.stdout and "; together " in ended.stdout
 
 

@@ -1,4 +1,9 @@
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +66,53 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "stage.json").write_text('{"inputs": ')
     with pytest.raises(StageMismatch, match="stage.json is damaged"):
         run_stage("data", tmp_path, {}, counting())
+
+
+# Two processes that build one stage together and another by the first alone, then find both done.
+PROCESS = """
+import json, sys, time
+from pathlib import Path
+import jax
+from ml_collections import ConfigDict
+from opt_jax.main import start_processes
+from opt_jax.stages import run_stage
+
+coordinator, process, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+start_processes(ConfigDict(dict(coordinator=coordinator, num_processes=2, process_id=process)))
+calls = []
+
+def build(path):
+    calls.append(path.name)
+    time.sleep(0.2 * process)
+    return {"by": process}
+
+seen = []
+for _ in range(2):
+    seen.append(run_stage("alone", directory / "alone", {"x": 1}, build, collective=False))
+    seen.append(run_stage("together", directory / "together", {"x": 1}, build))
+print("SEEN", json.dumps([calls, seen]))
+"""
+
+
+def test_processes_share_their_stages(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    root = str(Path(__file__).parents[1])
+    environment = dict(os.environ, PYTHONPATH=root, JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, coordinator, str(number), str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    first, second = (json.loads(text.split("SEEN ")[1].splitlines()[0]) for text in printed)
+    assert first == [["alone", "together"], [{"by": 0}] * 4]
+    assert second == [["together"], [{"by": 0}] * 4]
+    assert "up to date" in printed[0] and "up to date" not in printed[1]
