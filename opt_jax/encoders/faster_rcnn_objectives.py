@@ -39,7 +39,7 @@ def sample(key, candidates: jax.Array, count) -> jax.Array:
 
 
 def assign(overlaps: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Best object of every box: overlap [N] and index [N], from `overlaps` [N, G]; `real` [G] is no padding."""
+    """Best object of every box: overlap [N] and index [N], of `overlaps` [N, G]; `real` [G]: no padding."""
     overlaps = jnp.where(real[None, :], overlaps, 0)
     return overlaps.max(1), overlaps.argmax(1)
 

@@ -35,12 +35,12 @@ def read_example(source: Source, index: int) -> Triplet:
     sample = source[index] if read is None else read(index, audio=False)
     for field in ("image", "boxes", "classes"):
         if getattr(sample, field) is None:
-            raise ValueError(f"sample {sample.id!r} has no {field}: no detector can be trained on this source")
+            raise ValueError(f"sample {sample.id!r} has no {field}, which training a detector needs")
     return sample
 
 
 def detector_batch(samples: list[Triplet], image_size: int, max_objects: int) -> dict[str, np.ndarray]:
-    """images u8 [B, S, S, 3], boxes f32 [B, G, 4], classes i32 [B, G] (0 = padding), sizes f32 [B, 2]; pixels."""
+    """images u8 [B, S, S, 3], boxes f32 [B, G, 4], classes i32 [B, G] (0 = padding), sizes f32 [B, 2]."""
     count = len(samples)
     batch = {
         "images": np.zeros((count, image_size, image_size, 3), np.uint8),

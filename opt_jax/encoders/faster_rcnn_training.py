@@ -55,7 +55,7 @@ def evaluate_detector(params, config: ConfigDict, source: Source, batch_size: in
       how many of these are of the right class; regions: kept a picture, on average.
     """
     model = config.model
-    everything = ConfigDict(model | {"confidence_threshold": 0.0})
+    everything = {**model, "confidence_threshold": 0.0}
     found, kept, truth = [], [], []
     for start in range(0, len(source), batch_size):
         # The last batch is filled up with repeated pictures: one compilation.
@@ -84,7 +84,7 @@ def train_detector(
     """Trains from scratch (or goes on from a checkpoint in `directory`), measures on validation and freezes.
 
     Args:
-      config: of `configs/encoders/detector.py`: model, sampling, loss_weights, train, image_size, max_objects.
+      config: model, sampling, loss_weights, train, image_size, max_objects; configs/encoders/detector.py.
       directory: receives checkpoints, metrics.jsonl and the frozen encoder.
 
     Returns:

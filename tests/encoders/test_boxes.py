@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +75,7 @@ def test_suppression_is_the_greedy_one(threshold):
     scores = np.round(rng.uniform(size=(6, 40)), 1).astype(np.float32)  # many ties
     valid = rng.uniform(size=(6, 40)) < 0.8
     valid[5] = False
-    found = jax.vmap(lambda b, s, v: box_ops.nms(b, s, threshold, v))(boxes, scores, valid)
+    found = jax.jit(jax.vmap(lambda b, s, v: box_ops.nms(b, s, threshold, v)))(boxes, scores, valid)
     expected = [_greedy(*row[:2], threshold, row[2]) for row in zip(boxes, scores, valid, strict=True)]
     np.testing.assert_array_equal(found, expected)
 
@@ -82,7 +84,7 @@ def test_suppression_of_a_chain():
     # Each covers its neighbours only, so every second one stays: the case that needs many rounds.
     x = np.arange(12.0)[:, None]
     boxes = np.concatenate([x, 0 * x, x + 2, 0 * x + 1], axis=1)
-    kept = box_ops.nms(jnp.array(boxes), -jnp.arange(12.0), 0.3, jnp.ones(12, bool))
+    kept = jax.jit(box_ops.nms)(boxes, -jnp.arange(12.0), 0.3, jnp.ones(12, bool))
     np.testing.assert_array_equal(kept, np.arange(12) % 2 == 0)
 
 
@@ -121,7 +123,8 @@ def test_roi_align_against_loops(aligned, ratio):
     features = rng.normal(size=(7, 9, 2))
     boxes = np.array([[3, 5, 60, 50], [0, 0, 72, 56], [10, 10, 12, 13], [-20, -9, 30, 80]], np.float32)
     single = features.astype(np.float32)
-    found = roi_align(single, boxes, stride=8, bins=3, sampling_ratio=ratio, aligned=aligned)
+    cut = jax.jit(partial(roi_align, stride=8, bins=3, sampling_ratio=ratio, aligned=aligned))
+    found = cut(single, boxes)
     np.testing.assert_allclose(found, _align_loops(features, boxes, 8, 3, ratio, aligned), atol=2e-5)
 
 
@@ -148,5 +151,6 @@ def test_roi_pool_against_loops():
             columns = [x for x in range(8) if x1 + q * width // bins <= x < x1 + -(-(q + 1) * width // bins)]
             if rows and columns:
                 expected[r, p, q] = features[np.ix_(rows, columns)].max((0, 1))
-    np.testing.assert_array_equal(roi_pool(features, boxes, stride=stride, bins=bins), expected)
+    found = jax.jit(partial(roi_pool, stride=stride, bins=bins))(features, boxes)
+    np.testing.assert_array_equal(found, expected)
     assert np.any(expected == 0)  # a bin beyond the border is empty

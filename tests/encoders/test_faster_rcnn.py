@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,7 @@ def _config() -> ConfigDict:
     )
     config.sampling.update(anchors=16, regions=10)
     config.train.update(steps=60, batch_size=8, warmup_steps=5, learning_rate=5e-3, log_every=30)
+    config.train.mesh = dict(data=1, fsdp=1, tensor=1)
     return config
 
 
@@ -113,7 +116,8 @@ def test_calibration_normalises_layer_after_layer():
     params = calibrated_params(config, batch, seed=0)
     model = from_config(config.model)
     variables = {"params": params}
-    _, inner = model.apply(variables, batch["images"], batch["boxes"], capture_intermediates=True)
+    forward = jax.jit(partial(model.apply, capture_intermediates=True))
+    _, inner = forward(variables, batch["images"], batch["boxes"])
     trunk, head = inner["intermediates"]["trunk"], inner["intermediates"]["head"]
     for norm in (trunk["stem_norm"], trunk["res4"]["block0"]["norm3"], head["block0"]["norm2"]):
         (output,) = norm["__call__"]
@@ -130,7 +134,7 @@ def _selection(**changes):
     model = from_config(config.model)
     valid = jnp.array([True, True, True, False])
     logits, deltas = jnp.log(probabilities), jnp.zeros((4, 2, 4))
-    return select_regions(model, proposals, valid, logits, deltas, jnp.array([32, 32]))
+    return jax.jit(partial(select_regions, model))(proposals, valid, logits, deltas, jnp.array([32, 32]))
 
 
 def test_selection_by_hand():
@@ -157,7 +161,7 @@ def test_refined_boxes_are_those_of_the_class():
     logits = jnp.array([[0.0, 0, 5]])
     box = jnp.array([[0.0, 0, 8, 8]])
     model, size = from_config(config.model), jnp.array([32, 32])
-    found = select_regions(model, box, jnp.array([True]), logits, deltas, size)
+    found = jax.jit(partial(select_regions, model))(box, jnp.array([True]), logits, deltas, size)
     np.testing.assert_allclose(found["boxes"], [[8, 0, 16, 8]], atol=1e-5)
 
 
@@ -168,7 +172,7 @@ def test_a_smaller_picture_and_the_published_options():
     )
     model = from_config(config.model)
     images = np.random.default_rng(0).integers(0, 255, (2, _SIDE, _SIDE, 3)).astype(np.uint8)
-    params = model.init(jax.random.key(0), images, jnp.ones((2, 1, 4)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), images, jnp.ones((2, 1, 4)))["params"]
     regions = detect(params, images, config.model, sizes=np.array([[16, 24], [32, 32]]))
     assert regions["attributes"].shape == (2, 4)
     assert np.all((regions["attributes"] > 0) == regions["valid"])
@@ -182,9 +186,8 @@ def test_anchor_targets_by_hand():
     boxes = jnp.array([[0.0, 0, 10, 10], [0, 22, 10, 30], [0, 0, 0, 0]])
     classes = jnp.array([1, 2, 0])
     sampling = Sampling(anchors=8)
-    positive, chosen, code = anchor_targets(
-        jax.random.key(0), anchors, boxes, classes, jnp.array([32.0, 32.0]), sampling
-    )
+    targets = jax.jit(partial(anchor_targets, sampling=sampling))
+    positive, chosen, code = targets(jax.random.key(0), anchors, boxes, classes, jnp.array([32.0, 32.0]))
     # 0: overlap 1. 1: overlap 10 / 12. 2: none. 3: 0.6 x 0.8 = 48 / (64 + 80 - 48), the second object's best.
     np.testing.assert_array_equal(positive, [True, True, False, True, False])
     np.testing.assert_array_equal(chosen, [True, True, True, True, False])  # 4 lies outside the picture
@@ -195,9 +198,9 @@ def test_region_targets_by_hand():
     proposals = jnp.array([[0.0, 0, 10, 8], [20, 20, 30, 30], [0, 0, 0, 0]])
     boxes, classes = jnp.array([[0.0, 0, 10, 10], [0, 0, 0, 0]]), jnp.array([2, 0])
     sampling = Sampling(regions=6, region_positive_fraction=0.5)
-    regions, labels, chosen, code = region_targets(
-        jax.random.key(0), proposals, jnp.array([True, True, False]), boxes, classes, (1.0, 1, 1, 1), sampling
-    )
+    targets = jax.jit(partial(region_targets, box_weights=(1.0, 1, 1, 1), sampling=sampling))
+    valid = jnp.array([True, True, False])
+    regions, labels, chosen, code = targets(jax.random.key(0), proposals, valid, boxes, classes)
     # Positives first: the proposal and the true box; then the background; the rest is padding.
     np.testing.assert_array_equal(labels, [2, 2, 0, 0, 0, 0])
     np.testing.assert_array_equal(chosen, [True, True, True, False, False, False])
