@@ -85,7 +85,7 @@ def train_detector(
 
     Args:
       config: model, sampling, loss_weights, train, image_size, max_objects; configs/encoders/detector.py.
-      directory: receives checkpoints, metrics.jsonl and the frozen encoder.
+      directory: receives checkpoints, metrics.jsonl and the frozen encoder, whose config is the part `model`.
 
     Returns:
       the scores of `evaluate_detector` on `validation_source`.
@@ -109,5 +109,5 @@ def train_detector(
     )
     metrics = evaluate_detector(params, config, validation_source, batch_size)
     print("detector: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    save_frozen(directory, params, config.to_dict(), metrics)
+    save_frozen(directory, params, config.model.to_dict(), metrics)
     return metrics

@@ -79,7 +79,7 @@ def test_training_finds_rectangles_and_freezes(trained):
     assert metrics["class_accuracy"] > 0.9, metrics
     params, config = load_frozen(directory)
     images = np.stack([_Rectangles(3, 1)[i].image for i in range(3)])
-    regions = jax.device_get(detect(params, images, config["model"]))
+    regions = jax.device_get(detect(params, images, config))
     assert regions["features"].shape == (3, 4, 32) and regions["boxes"].shape == (3, 4, 4)
     assert regions["valid"][:, 0].all()
     for row in range(3):
@@ -93,8 +93,8 @@ def test_training_finds_rectangles_and_freezes(trained):
 def test_a_picture_does_not_depend_on_its_neighbours(trained):
     params, config = load_frozen(trained[0])
     source = _Rectangles(8, 1)
-    first = detect(params, np.stack([source[i].image for i in (0, 1, 2)]), config["model"])
-    second = detect(params, np.stack([source[i].image for i in (0, 5, 7)]), config["model"])
+    first = detect(params, np.stack([source[i].image for i in (0, 1, 2)]), config)
+    second = detect(params, np.stack([source[i].image for i in (0, 5, 7)]), config)
     assert not np.array_equal(first["features"][1], second["features"][1])
     for name in first:
         np.testing.assert_array_equal(first[name][0], second[name][0])
