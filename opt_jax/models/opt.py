@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import freeze
 
 from opt_jax.models.cross_encoder import CrossEncoder, group_ids
 from opt_jax.models.decoders import Decoder
@@ -46,6 +47,11 @@ class OPT(nn.Module):
 
     config: Mapping
     sizes: Sizes
+
+    def __post_init__(self):
+        # A frozen configuration makes the model hashable, and so a static argument of `jax.jit`.
+        object.__setattr__(self, "config", freeze(self.config))
+        super().__post_init__()
 
     def setup(self):
         c, s = self.config, self.sizes
