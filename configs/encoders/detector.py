@@ -1,6 +1,7 @@
 """The region detector: `tiny` for Spoken Scenes, `base` with the published shape (ResNet-152, Visual Genome).
 
-`tiny` takes about 3 minutes on two CPU cores and reaches AP50 0.98, class accuracy 0.99.
+`tiny` should take about 3 minutes on two CPU cores; three quarters of its steps, on 3,000 drawn scenes, gave
+AP50 0.98 and class accuracy 0.99 on unseen ones.
 """
 
 from ml_collections import ConfigDict

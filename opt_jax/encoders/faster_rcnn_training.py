@@ -104,7 +104,10 @@ def train_detector(
         directory,
         name="detector",
         seed=seed,
-        fingerprint={"data": train_source.fingerprint(), "model": config.model.to_dict()},
+        fingerprint={
+            "data": train_source.fingerprint(),
+            **{part: config[part].to_dict() for part in ("model", "sampling", "loss_weights")},
+        },
         initial_params=calibrated_params(config, next(batches.from_step(0)), seed),
     )
     metrics = evaluate_detector(params, config, validation_source, batch_size)
