@@ -63,8 +63,8 @@ def corrupt(key: jax.Array, batch: Batch, c: Corruption) -> Batch:
         sum(c.rows).
     Returns: the batch with the model's inputs replaced and, added:
       text_targets, region_targets, audio_targets: the inputs as they were.
-      text_masked [B, T], region_masked [B, V], audio_masked [B, A]: replaced by mask tokens, in token-level
-        rows and placeholders.
+      text_masked [B, T]: words to predict, in token-level rows. region_masked [B, V], audio_masked [B, A]:
+        features to hide, in token-level rows and placeholders.
       fused [B, 3]: modalities that the fusion layers may see. A modality dropped as absent is still aligned,
         alone, so that the contrast can use it.
       clean [B, 3]: modalities that are present and nowhere masked.
@@ -77,6 +77,7 @@ def corrupt(key: jax.Array, batch: Batch, c: Corruption) -> Batch:
         raise ValueError(
             f"a batch of {size} rows does not divide into groups of {group} (granularity {c.rows})"
         )
+    check_placeholders(batch, c)
     level = jnp.tile(jnp.repeat(jnp.arange(3), jnp.array(c.rows), total_repeat_length=group), size // group)
     keys = jax.random.split(key, 8)
     present = batch["present"]
@@ -127,6 +128,17 @@ def corrupt(key: jax.Array, batch: Batch, c: Corruption) -> Batch:
     out["matching_defined"] = defined & sample
     out["replaced"] = replaced & sample
     return out
+
+
+def check_placeholders(batch: Batch, c: Corruption) -> None:
+    """Raises ValueError where a batch is too short for a placeholder: cut, it would tell a length."""
+    for m, (name, field) in enumerate((("text", "text"), ("image", "region"), ("audio", "audio"))):
+        positions = batch[f"{field}_valid"].shape[1] - (m == TEXT)
+        if c.placeholder_lengths[m] > positions:
+            raise ValueError(
+                f"a placeholder of {c.placeholder_lengths[m]} {name} positions does not fit into a batch of"
+                f" {positions}; shorten placeholder_lengths or lengthen the shortest batches"
+            )
 
 
 def draw_masks(key: jax.Array, candidates: jax.Array, probability: float) -> jax.Array:

@@ -15,9 +15,9 @@ def draw_donors(key, replaced, clean, caption_key, similarity, hard_fraction: fl
     """Chooses the sample that each replaced modality comes from.
 
     Args:
-      replaced: [R, 3] bool, of the sample-level rows; rows: their places in the batch are given by
-        `similarity`'s first axis.
-      clean: [B, 3] bool, who may give. caption_key: ([R], [B]) ints; equal captions never replace each other.
+      replaced: [R, 3] bool, of the sample-level rows. clean: [B, 3] bool, who may give.
+      caption_key: ints of those rows [R] and of the batch [B]; equal captions never replace each other, and
+        so no row replaces its own.
       similarity: [R, 3, B] logits of row r to modality m of sample b, or None for an even draw.
       hard_fraction: how many of the draws follow the similarity.
     Returns: donors [R, 3] int, found [R] bool (False where a needed donor does not exist).
