@@ -46,12 +46,25 @@ def pretraining_task(model: OPT, statistics: Statistics, corruption: Corruption,
         del step
         return forward(model, params, batch, key, weights, corruption.rows, objectives)
 
-    return Task(init=init, losses=losses, weights=weights, prepare=prepare)
+    def evaluate_losses(params, batch, key, step):
+        del step
+        return forward(model, params, batch, key, weights, corruption.rows, objectives, dropout=False)
+
+    return Task(
+        init=init,
+        losses=losses,
+        weights=weights,
+        prepare=prepare,
+        evaluate_losses=evaluate_losses,
+        rows_per_group=sum(corruption.rows),
+    )
 
 
-def forward(model: OPT, params, batch, key, weights, rows, objectives) -> dict:
+def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: bool = True) -> dict:
     """One encoding of a corrupted batch [B, ...], and (sum, count) of each objective named in `weights`."""
-    keys = jax.random.split(key, 6)
+    keys = list(jax.random.split(key, 5))
+    if not dropout:
+        keys = [None, keys[1], None, None, None]
 
     def apply(method, *args, **kwargs):
         return model.apply({"params": params}, *args, method=method, **kwargs)

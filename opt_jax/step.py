@@ -31,6 +31,8 @@ class Task:
         names is logged and gives no gradient.
     prepare(key, batch) -> batch: done once to the whole batch on the device, before accumulation splits it.
     evaluate_losses: as losses, for validation (no dropout); None: losses itself.
+    rows_per_group: rows that belong together, in runs of so many from row 0; accumulation deals out whole
+        groups.
     """
 
     init: Callable[[jax.Array, Batch], Any]
@@ -38,6 +40,7 @@ class Task:
     weights: Mapping[str, float]
     prepare: Callable[[jax.Array, Batch], Batch] = lambda key, batch: batch
     evaluate_losses: LossFunction | None = None
+    rows_per_group: int = 1
 
 
 def total_loss(losses: Losses, counts: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
@@ -49,14 +52,18 @@ def total_loss(losses: Losses, counts: Mapping[str, jax.Array], weights: Mapping
     return jnp.asarray(total, jnp.float32)
 
 
-def _microbatches(batch: Batch, number: int, mesh: Mesh) -> Batch:
-    """[B, ...] -> [number, B/number, ...]. Microbatch m is rows m::number, so no row changes device."""
+def _microbatches(batch: Batch, number: int, group: int, mesh: Mesh) -> Batch:
+    """[B, ...] -> [number, B/number, ...]. Microbatch m is groups m::number, so that a row changes device only
+    where a device does not hold a multiple of `number` groups."""
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def split(path, array):
-        if array.shape[0] % number:
-            raise ValueError(f"{path_name(path)}: {array.shape[0]} rows do not make {number} microbatches")
-        array = array.reshape(-1, number, *array.shape[1:]).swapaxes(0, 1)
+        rows, *rest = array.shape
+        if rows % (number * group):
+            raise ValueError(
+                f"{path_name(path)}: {rows} rows do not make {number} microbatches of whole groups of {group}"
+            )
+        array = array.reshape(-1, number, group, *rest).swapaxes(0, 1).reshape(number, -1, *rest)
         return jax.lax.with_sharding_constraint(array, sharding)
 
     return jax.tree_util.tree_map_with_path(split, batch)
@@ -84,7 +91,7 @@ def _gradients(task, params, batch, key, step, scale, number, mesh):
             result = derive(params, rows, jax.random.fold_in(key, m), counts)
             return jax.tree.map(jnp.add, carry, result), None
 
-        parts = (jnp.arange(number), _microbatches(batch, number, mesh))
+        parts = (jnp.arange(number), _microbatches(batch, number, task.rows_per_group, mesh))
         like = jax.eval_shape(lambda: derive(params, jax.tree.map(lambda x: x[0], parts[1]), key, counts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         (gradients, (losses, total)), _ = jax.lax.scan(part, zeros, parts)

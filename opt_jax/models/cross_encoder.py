@@ -69,7 +69,9 @@ class CrossEncoder(nn.Module):
             projected = dense(
                 self.alignment_projections[name], layer_norm(self.alignment_norm, mean, self.stack["epsilon"])
             )
-            out[name] = projected / jnp.maximum(jnp.linalg.norm(projected, axis=-1, keepdims=True), 1e-6)
+            # Of an absent modality the projection is zero, where a division by the norm has no gradient.
+            square = jnp.square(projected).sum(-1, keepdims=True)
+            out[name] = projected * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
         return out
 
     def temperature(self) -> jax.Array:

@@ -17,6 +17,7 @@ from opt_jax.models.embeddings import AUDIO, IMAGE, TEXT
 
 TOKEN, MODALITY, SAMPLE = 0, 1, 2
 SUBSETS = np.array([[bool(bits >> m & 1) for m in range(3)] for bits in range(8)])  # [8, 3]
+WHOLE_PICTURE = (0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # x1, y1, x2, y2, w, h, w * h
 Batch = dict[str, Any]
 
 
@@ -121,7 +122,9 @@ def corrupt(key: jax.Array, batch: Batch, c: Corruption) -> Batch:
             out["text_ids"] = jnp.where(place, masks, out["text_ids"])
         else:
             out[f"{name}_masked"] = jnp.where(place, run, out[f"{name}_masked"])
-    out["region_boxes"] = jnp.where(shown[:, IMAGE, None, None], 0, batch["region_boxes"])
+    # Of a box of zeros the embedder would make a constant vector, whose normalisation has a huge gradient.
+    whole = jnp.array(WHOLE_PICTURE, batch["region_boxes"].dtype)
+    out["region_boxes"] = jnp.where(shown[:, IMAGE, None, None], whole, batch["region_boxes"])
     out["fused"] = (present & ~dropped) | shown
     out["clean"] = present & ~shown & ~hit
     out["matching_label"] = jnp.where(sample[:, 0], label, 0)
