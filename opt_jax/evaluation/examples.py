@@ -1,0 +1,85 @@
+"""Writes the examples that the report shows: examples.json, PNG pictures and WAV recordings (format:
+report.py)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+SAMPLE_RATE = 16_000
+
+
+class Examples:
+    """Collects examples of a split; media are written once per sample, named by its number."""
+
+    def __init__(self, directory: Path, source):
+        self.directory, self.source = Path(directory), source
+        (self.directory / "media").mkdir(parents=True, exist_ok=True)
+        self.content = {"retrieval": [], "captions": [], "transcripts": [], "generated": []}
+
+    def show(self, row: int, modalities: Sequence[str]) -> dict[str, str]:
+        """{'text': caption, 'image': path, 'audio': path} of a sample, those asked for."""
+        triplet, shown = self.source.read(row), {}
+        if "text" in modalities:
+            shown["text"] = triplet.caption
+        if "image" in modalities:
+            shown["image"] = self.picture(f"{row}.png", triplet.image)
+        if "audio" in modalities:
+            path = self.directory / "media" / f"{row}.wav"
+            if not path.exists():
+                soundfile.write(path, triplet.audio, SAMPLE_RATE, subtype="PCM_16")
+            shown["audio"] = f"media/{row}.wav"
+        return shown
+
+    def picture(self, name: str, image: np.ndarray) -> str:
+        Image.fromarray(image).save(self.directory / "media" / name)
+        return f"media/{name}"
+
+    def retrieval(self, direction, queries, item, query: int, items: Sequence[int], scores) -> None:
+        """One query and its best items, as rows of the source."""
+        key = self.source.caption(query)
+        results = [
+            self.show(row, (item,)) | {"score": float(score), "correct": self.source.caption(row) == key}
+            for row, score in zip(items, scores, strict=True)
+        ]
+        self.content["retrieval"].append(
+            {"direction": direction, "query": self.show(query, queries), "results": results}
+        )
+
+    def caption(self, row: int, texts: dict[str, str]) -> None:
+        """Captions from 'image', 'audio' and 'image_audio' beside the references."""
+        references = list(self.source.read(row, image=False, audio=False).references)
+        written = {
+            "from_image": texts["image"],
+            "from_audio": texts["audio"],
+            "from_both": texts["image_audio"],
+        }
+        self.content["captions"].append(
+            self.show(row, ("image", "audio")) | {"references": references} | written
+        )
+
+    def transcript(self, row: int, from_audio: str, from_both: str) -> None:
+        shown = self.show(row, ("text", "audio"))
+        entry = {
+            "audio": shown["audio"],
+            "truth": shown["text"],
+            "from_audio": from_audio,
+            "from_audio_image": from_both,
+        }
+        self.content["transcripts"].append(entry)
+
+    def generated(self, row: int, reconstructed: np.ndarray, picture: np.ndarray) -> None:
+        shown = self.show(row, ("text", "image"))
+        entry = {
+            "text": shown["text"],
+            "real": shown["image"],
+            "reconstructed": self.picture(f"{row}-reconstructed.png", reconstructed),
+            "generated": [self.picture(f"{row}-generated.png", picture)],
+        }
+        self.content["generated"].append(entry)
+
+    def write(self) -> None:
+        (self.directory / "examples.json").write_text(json.dumps(self.content, indent=1) + "\n")

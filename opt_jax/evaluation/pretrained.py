@@ -1,0 +1,209 @@
+"""Evaluates a pre-trained model, as it is, on held-out triplets: retrieval, speech recognition, captions,
+pictures, probe.
+
+Figures are in the paper's units (percent; BLEU and CIDEr times 100), under the keys of results.json.
+"""
+
+import numpy as np
+
+from opt_jax.evaluation.captioning import caption_scores
+from opt_jax.evaluation.classification import (
+    chance_mean_average_precision,
+    linear_probe,
+    mean_average_precision,
+)
+from opt_jax.evaluation.retrieval import combine, debias, equal_captions, recall_at_k, rerank, top_k
+from opt_jax.evaluation.scorers import Model
+from opt_jax.evaluation.speech_recognition import error_rates
+
+DIRECTIONS = {
+    "image_to_text": (("image",), "text"),
+    "text_to_image": (("text",), "image"),
+    "text_to_audio": (("text",), "audio"),
+    "audio_to_text": (("audio",), "text"),
+    "text_audio_to_image": (("text", "audio"), "image"),
+}
+INPUT_SETS = {
+    "T": (1, 0, 0),
+    "I": (0, 1, 0),
+    "A": (0, 0, 1),
+    "T+I": (1, 1, 0),
+    "T+A": (1, 0, 1),
+    "I+A": (0, 1, 1),
+    "T+I+A": (1, 1, 1),
+}
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the other scorers beside alignment's 1, tried on validation
+
+
+def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
+    """Scores [P, P] of the scorers of linear cost, by direction: {'alignment': ..., 'likelihood': ...}.
+
+    Without alignment layers only the likelihood is there. For text+audio to image, alignment adds both
+    queries' similarities, and likelihood is that of the text.
+    """
+    of_image, of_audio = model.likelihood(batch, "image"), model.likelihood(batch, "audio")
+    likelihood = {
+        "image_to_text": of_image,
+        "text_to_image": of_image.T,
+        "text_to_audio": of_audio.T,
+        "audio_to_text": of_audio,
+        "text_audio_to_image": of_image.T,
+    }
+    scores = {name: {"likelihood": debias(matrix)} for name, matrix in likelihood.items()}
+    if model.model.config["num_alignment_layers"]:
+        unit = model.embeddings(batch)
+        for name, (queries, item) in DIRECTIONS.items():
+            scores[name]["alignment"] = sum(unit[query] for query in queries) @ unit[item].T
+    return scores
+
+
+def best_weights(model: Model, batches) -> dict[str, dict[str, float]]:
+    """For each direction the weights of the scorers whose sum ranks best (R@1, then R@5) on validation
+    pools."""
+    pools = [(linear_scores(model, batch), _correct(batch)) for batch in batches]
+    chosen = {}
+    for direction in DIRECTIONS:
+        names = sorted(pools[0][0][direction])
+        options = [dict.fromkeys(names, 1.0)]
+        if len(names) == 2:
+            options = [{"alignment": 1.0, "likelihood": weight} for weight in WEIGHTS] + [
+                {"alignment": 0.0, "likelihood": 1.0}
+            ]
+
+        def quality(weights, direction=direction):
+            recalls = [
+                recall_at_k(combined(scores[direction], weights), correct) for scores, correct in pools
+            ]
+            return [np.mean([recall[k] for recall in recalls]) for k in ("R@1", "R@5")]
+
+        chosen[direction] = max(options, key=quality)
+    return chosen
+
+
+def combined(scores: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+    """Weighted sum of standardised scorers [P, P]."""
+    return combine([scores[name] for name in weights], list(weights.values()))
+
+
+def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top: int) -> tuple[dict, list]:
+    """Recall at 1, 5 and 10 of every scorer and direction, the mean over pools; and the best scores, for
+    looking at.
+
+    `retrieval/` is the weighted sum of alignment and likelihood; with `rerank_top` its best items are put in
+    the order of the sum with matching. `retrieval_matching/` scores all pairs of the first `matching_pools`
+    pools.
+    Returns: results, and for each pool {direction: scores [P, P]}.
+    """
+    recalls, best = {}, []
+
+    def note(scorer, direction, scores, correct):
+        for key, value in recall_at_k(scores, correct).items():
+            recalls.setdefault(f"{scorer}/{direction}/{key}", []).append(value)
+
+    for number, batch in enumerate(batches):
+        scores, correct = linear_scores(model, batch), _correct(batch)
+        best.append({})
+        for direction, (queries, item) in DIRECTIONS.items():
+            for scorer, matrix in scores[direction].items():
+                note(f"retrieval_{scorer}", direction, matrix, correct)
+            total = combined(scores[direction], weights[direction])
+            if rerank_top:
+                items = top_k(total, rerank_top)
+                matching = model.matching(batch, queries, item, items)
+                total = rerank(
+                    total, items, combine([np.take_along_axis(total, items, 1), matching], [1.0, 1.0])
+                )
+            note("retrieval", direction, total, correct)
+            best[-1][direction] = total
+            if number < matching_pools:
+                note("retrieval_matching", direction, model.matching(batch, queries, item), correct)
+    return {key: float(np.mean(values)) for key, values in recalls.items()} | _spread(recalls), best
+
+
+def _spread(recalls: dict[str, list[float]]) -> dict[str, float]:
+    """Standard errors over pools of the R@1 under `retrieval/`, as
+    retrieval/<direction>/R@1_standard_error."""
+    chosen = {
+        key: values for key, values in recalls.items() if key.startswith("retrieval/") and key.endswith("R@1")
+    }
+    return {
+        f"{key}_standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values)))
+        for key, values in chosen.items()
+        if len(values) > 1
+    }
+
+
+def _correct(batch) -> np.ndarray:
+    return equal_captions(batch["caption_key"], batch["caption_key"])
+
+
+def write_texts(model: Model, batches, keep, tokenizer, *, max_length: int, beams: int) -> list[str]:
+    """The texts that the model writes for the modalities in `keep`, one for each real row of the batches."""
+    options = {
+        "max_length": max_length,
+        "end_id": tokenizer.sep_id,
+        "pad_id": tokenizer.pad_id,
+        "beams": beams,
+    }
+    texts = []
+    for batch in batches:
+        ids = model.text(batch, keep, **options)
+        texts += [tokenizer.decode([int(i) for i in row]) for row in ids[np.asarray(batch["row_valid"])]]
+    return texts
+
+
+def speech_recognition(texts: dict[str, list[str]], truths: list[str]) -> dict[str, float]:
+    """WER and CER of transcripts {'audio': ..., 'audio_image': ...}."""
+    results = {}
+    for source, hypotheses in texts.items():
+        for name, value in error_rates(truths, hypotheses).items():
+            results[f"speech_recognition/{source}/{name}"] = value
+    return results
+
+
+def captioning(texts: dict[str, list[str]], references: list[list[str]]) -> dict[str, float]:
+    """BLEU-1..4 and CIDEr of captions {'image': ..., 'audio': ..., 'image_audio': ...} against several
+    references each."""
+    results = {}
+    for source, candidates in texts.items():
+        for name, value in caption_scores(candidates, references).items():
+            results[f"captioning/{source}/{name}"] = value
+    return results
+
+
+def code_accuracy(model: Model, batches) -> dict[str, float]:
+    """Teacher-forced top-1 accuracy of the image codes given the text, beside the best constant picture
+    (majority per cell)."""
+    predicted, true = [], []
+    for batch in batches:
+        real = np.asarray(batch["row_valid"])
+        predicted.append(model.code_predictions(batch, (True, False, False))[real])
+        true.append(np.asarray(batch["image_codes"])[real])
+    predicted, true = np.concatenate(predicted), np.concatenate(true)
+    majority = np.array([np.bincount(cell).argmax() for cell in true.T])
+    return {
+        "text_to_image/code_accuracy": 100 * float((predicted == true).mean()),
+        "text_to_image/code_majority": 100 * float((majority == true).mean()),
+    }
+
+
+def probe(model: Model, train_batches, test_batches) -> dict[str, float]:
+    """mAP of a linear probe for each set of input modalities (the paper's table 2), beside chance."""
+    train_batches, test_batches = list(train_batches), list(test_batches)
+
+    def gather(batches, name):
+        return np.concatenate([np.asarray(batch[name])[np.asarray(batch["row_valid"])] for batch in batches])
+
+    train_labels, test_labels = gather(train_batches, "labels"), gather(test_batches, "labels")
+    results = {"classification/chance/mAP": chance_mean_average_precision(test_labels)}
+    for name, keep in INPUT_SETS.items():
+        keep = tuple(map(bool, keep))
+        train, test = (
+            np.concatenate(
+                [model.probe_features(batch, keep)[np.asarray(batch["row_valid"])] for batch in batches]
+            )
+            for batches in (train_batches, test_batches)
+        )
+        scores = linear_probe(train, train_labels, test)
+        results[f"classification/{name}/mAP"] = mean_average_precision(scores, test_labels)["mAP"]
+    return results

@@ -1,0 +1,136 @@
+"""The evaluation stage: all figures of results.json, and examples to look at and listen to."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from opt_jax.data.loader import Loader
+from opt_jax.encoders.frozen import load_frozen
+from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.examples import Examples
+from opt_jax.evaluation.pictures import named_objects_found
+from opt_jax.evaluation.retrieval import top_k
+from opt_jax.evaluation.scorers import Model
+
+WRITTEN = {"audio": (False, False, True), "image": (False, True, False), "image_audio": (False, True, True)}
+
+
+def evaluate(
+    settings,
+    directory: Path,
+    sources: Mapping,
+    loaders: Mapping[str, Loader],
+    tokenizer,
+    encoders,
+    model: Model,
+) -> dict:
+    """Evaluates on the test split; weights of the combined retrieval scorer are chosen on validation.
+
+    Args:
+      settings: the `evaluation` part of the configuration. directory: gets examples.json and its media.
+      sources, loaders: by split. encoders: directories of the frozen encoders by name.
+    Returns: flat results; texts under 'retrieval/description'.
+    """
+    started = time.time()
+
+    def say(what):
+        print(f"evaluation: {what} ({time.time() - started:.0f} s)", flush=True)
+
+    size, test = settings.pool_size, loaders["test"]
+    lengths = test.config.buckets[-1]
+
+    def batches(split, rows, batch_size):
+        loader = loaders[split]
+        return list(loader.evaluation_batches(range(min(rows, len(loader.cache))), batch_size, lengths))
+
+    full = len(test.cache) // size
+    if not full:
+        raise ValueError(f"a retrieval pool of {size} needs as many test triplets, found {len(test.cache)}")
+    pools = batches("test", min(settings.pools, full) * size, size)
+    validation = batches("validation", len(loaders["validation"].cache) // size * size, size)
+    say(f"retrieval in {len(pools)} pools of {size}")
+    weights = pretrained.best_weights(model, validation or pools[:1])
+    options = {"matching_pools": settings.matching_pools, "rerank_top": settings.rerank_top}
+    results, best = pretrained.retrieval(model, pools, weights, **options)
+    results["retrieval/pool"], results["retrieval/description"] = (
+        size,
+        describe(weights, settings.rerank_top, bool(validation)),
+    )
+
+    rows = [int(row) for row in test.cache.source_row[: settings.texts]]
+    triplets = [sources["test"].read(row, image=False, audio=False) for row in rows]
+    text_batches = batches("test", settings.texts, settings.batch_size)
+    texts = {}
+    for name, keep in WRITTEN.items():
+        say(f"texts from {name.replace('_', ' and ')}")
+        lengths_and_beams = {"max_length": settings.max_new_tokens, "beams": settings.beams}
+        texts[name] = pretrained.write_texts(model, text_batches, keep, tokenizer, **lengths_and_beams)
+    truths = [triplet.caption for triplet in triplets]
+    results |= pretrained.speech_recognition(
+        {"audio": texts["audio"], "audio_image": texts["image_audio"]}, truths
+    )
+    results |= pretrained.captioning(texts, [list(triplet.references) for triplet in triplets])
+
+    say("pictures from texts")
+    results |= pretrained.code_accuracy(model, text_batches)
+    picture_batches = batches("test", settings.pictures, settings.pictures)
+    codes = model.codes(picture_batches[0], (True, False, False), settings.seed, top_k=settings.top_k)
+    frozen = {name: load_frozen(encoders[name]) for name in ("detector", "dvae")}
+    pictured = [sources["test"].read(int(row), audio=False) for row in test.cache.source_row[: len(codes)]]
+    found, generated, reconstructed = named_objects_found(
+        frozen, codes, picture_batches[0]["image_codes"], pictured
+    )
+    results |= found
+
+    say("linear probes")
+    probe_train = batches("train", settings.probe_train, settings.batch_size)
+    results |= pretrained.probe(model, probe_train, batches("test", len(test.cache), settings.batch_size))
+
+    say("examples")
+    examples = Examples(directory, sources["test"])
+    for direction, (queries, item) in pretrained.DIRECTIONS.items():
+        scores = best[0][direction]
+        for query in range(min(settings.examples, size)):
+            items = top_k(scores[query : query + 1], 5)[0]
+            examples.retrieval(
+                direction,
+                queries,
+                item,
+                rows_of(test, query),
+                [rows_of(test, i) for i in items],
+                scores[query, items],
+            )
+    for number in range(min(settings.examples, len(rows))):
+        examples.caption(rows[number], {name: texts[name][number] for name in texts})
+        examples.transcript(rows[number], texts["audio"][number], texts["image_audio"][number])
+    for number in range(min(settings.examples * 2, len(pictured))):
+        examples.generated(rows_of(test, number), reconstructed[number], generated[number])
+    examples.write()
+    say("done")
+    return {key: value if isinstance(value, str) else number_or_none(value) for key, value in results.items()}
+
+
+def rows_of(loader: Loader, row: int) -> int:
+    """The row in the source of a row in the cache."""
+    return int(loader.cache.source_row[row])
+
+
+def number_or_none(value) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def describe(weights: dict, rerank_top: int, on_validation: bool) -> str:
+    """The combined scorer in words."""
+    parts = [
+        f"{direction.replace('_', ' ')}: "
+        + " + ".join(f"{weight:g} {name}" for name, weight in chosen.items() if weight)
+        for direction, chosen in weights.items()
+    ]
+    where = "on validation" if on_validation else "on the first test pool, for want of validation triplets"
+    rerank = f"; the top {rerank_top} put in the order of that sum plus matching" if rerank_top else ""
+    return f"sum of standardised scorers, weights chosen {where} ({json.dumps(parts)[1:-1]}){rerank}".replace(
+        '"', ""
+    )
