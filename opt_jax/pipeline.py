@@ -1,0 +1,257 @@
+"""The stages of a pre-training run, from raw triplets to the report; each is skipped where its output is
+there already.
+
+workdir/data -> workdir/encoders/{tokenizer,detector,wav2vec2,dvae} -> workdir/cache/{train,validation,test}
+-> workdir/pretrain -> workdir/evaluation, workdir/results.json, workdir/report.html
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from opt_jax.cache.build import build_cache
+from opt_jax.cache.extractor import Extractor
+from opt_jax.cache.reader import FeatureCache
+from opt_jax.data import spoken_scenes
+from opt_jax.data.loader import Loader, LoaderConfig
+from opt_jax.encoders.dvae_training import train_dvae
+from opt_jax.encoders.faster_rcnn_training import train_detector
+from opt_jax.encoders.frozen import load_frozen
+from opt_jax.encoders.tokenizer import load_tokenizer, train_tokenizer
+from opt_jax.encoders.wav2vec2_training import train_wav2vec2
+from opt_jax.evaluation.report import write_report
+from opt_jax.evaluation.run import evaluate
+from opt_jax.evaluation.scorers import Model
+from opt_jax.models.inputs import Statistics
+from opt_jax.models.opt import OPT, Sizes
+from opt_jax.pretraining import corruption_settings, pretraining_task
+from opt_jax.stages import run_stage
+from opt_jax.train import train
+
+SPLITS = ("train", "validation", "test")
+ENCODERS = ("detector", "wav2vec2", "dvae")
+
+
+def run(config, workdir) -> dict:
+    """Runs every stage and returns the results; `config` is that of configs/pretrain.py."""
+    workdir = Path(workdir)
+    sources = make_sources(config, workdir)
+    tokenizer = make_tokenizer(config, workdir, sources)
+    encoders = make_encoders(config, workdir, sources)
+    caches = make_caches(config, workdir, sources, tokenizer, encoders)
+    params, model, statistics = pretrain(config, workdir, caches, tokenizer, encoders)
+    return make_report(config, workdir, sources, caches, tokenizer, encoders, (model, params, statistics))
+
+
+def make_sources(config, workdir: Path) -> dict:
+    """The raw triplets by split; Spoken Scenes are generated."""
+    settings = spoken_scenes.default_config()
+    settings.update(config.data.spoken_scenes)
+    directory = workdir / "data"
+    inputs = {"source": config.data.source, "settings": settings.to_dict(), "seed": config.seed}
+    run_stage(
+        "data",
+        directory,
+        inputs,
+        lambda path: spoken_scenes.generate(path, settings, config.seed),
+        collective=False,
+    )
+    return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
+
+
+def make_tokenizer(config, workdir: Path, sources: dict):
+    """The vocabulary: trained on the training captions, or a published one by name."""
+    settings = config.encoders.tokenizer
+    if settings.kind == "pretrained":
+        return load_tokenizer(settings.name)
+    source, directory = sources["train"], workdir / "encoders" / "tokenizer"
+
+    def build(path):
+        train_tokenizer((source.caption(i) for i in range(len(source))), settings.vocab_size, path)
+
+    inputs = {"data": source.fingerprint(), "vocab_size": settings.vocab_size}
+    run_stage("encoders/tokenizer", directory, inputs, build, collective=False)
+    return load_tokenizer(directory)
+
+
+def make_encoders(config, workdir: Path, sources: dict) -> dict[str, Path]:
+    """Directories of the frozen encoders: trained here, or those that the configuration names."""
+    recipes = {"detector": train_detector, "wav2vec2": train_wav2vec2, "dvae": train_dvae}
+    data = {split: sources[split].fingerprint() for split in ("train", "validation")}
+    directories = {}
+    for name in ENCODERS:
+        settings = config.encoders[name]
+        if settings.pretrained:
+            directories[name] = Path(settings.pretrained)
+            continue
+        recipe = settings.copy_and_resolve_references()
+        with recipe.unlocked():
+            del recipe.pretrained
+        directories[name] = workdir / "encoders" / name
+
+        def build(path, name=name, recipe=recipe):
+            return recipes[name](recipe, sources["train"], sources["validation"], path, config.seed)
+
+        inputs = {"data": data, "recipe": recipe.to_dict(), "seed": config.seed}
+        run_stage(f"encoders/{name}", directories[name], inputs, build)
+    return directories
+
+
+def make_caches(
+    config, workdir: Path, sources: dict, tokenizer, encoders: dict[str, Path]
+) -> dict[str, FeatureCache]:
+    """The features of every split, opened with the fingerprint that this configuration asks for."""
+    # wav2vec 2.0 makes 50 frames a second.
+    max_seconds = config.cache.max_audio_positions * config.cache.audio_stack / 50
+    paths = [encoders[name] for name in ENCODERS]
+    codes = np.prod(load_frozen(encoders["dvae"])[1]["code_grid"])
+    caches, extractor = {}, None
+    for split in SPLITS:
+        directory = workdir / "cache" / split
+        source = sources[split]
+        fingerprint = {
+            "source": source.fingerprint(),
+            "extractor": Extractor.fingerprint(*paths, tokenizer, max_seconds),
+            "dtype": config.cache.dtype,
+        }
+
+        def build(path, split=split, source=source, fingerprint=fingerprint):
+            nonlocal extractor
+            extractor = extractor or Extractor.from_directories(*paths, tokenizer, max_seconds)
+            schema = extractor.schema(int(codes), config.cache.dtype)
+            size = config.cache.examples_per_shard
+            manifest = build_cache(
+                source,
+                extractor,
+                path / "features",
+                fingerprint,
+                split=split,
+                schema=schema,
+                examples_per_shard=size,
+            )
+            return {"rows": manifest.num_rows, "quarantined": manifest.num_quarantined}
+
+        inputs = {"fingerprint": fingerprint, "examples_per_shard": config.cache.examples_per_shard}
+        run_stage(f"cache/{split}", directory, inputs, build, collective=False)
+        caches[split] = FeatureCache(directory / "features", fingerprint)
+    return caches
+
+
+def make_loader(config, cache: FeatureCache) -> Loader:
+    """The loader of one split."""
+    settings = LoaderConfig(
+        batch_size=config.train.batch_size,
+        buckets=tuple(zip(config.loader.text_lengths, config.loader.audio_lengths, strict=True)),
+        audio_stack=config.cache.audio_stack,
+        max_regions=config.cache.max_regions,
+        seed=config.seed,
+        workers=config.loader.workers,
+    )
+    return Loader(cache, settings, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def build_model(config, cache: FeatureCache, tokenizer, num_codes: int) -> tuple[OPT, Statistics]:
+    """The model at the sizes of the data, and the statistics that standardise its features."""
+    stack = config.cache.audio_stack
+    sizes = Sizes(
+        vocab_size=tokenizer.vocab_size,
+        region_size=cache.schema.region_size,
+        audio_size=cache.schema.audio_size * stack,
+        num_region_classes=cache.schema.region_classes - 1,
+        num_codes=num_codes,
+        codes_per_image=cache.schema.num_codes,
+    )
+    statistics = Statistics(
+        region_mean=cache.region_mean,
+        region_deviation=np.maximum(cache.region_deviation, 1e-3),
+        audio_mean=np.tile(cache.audio_mean, stack),
+        audio_deviation=np.tile(np.maximum(cache.audio_deviation, 1e-3), stack),
+    )
+    return OPT(config.model.to_dict(), sizes), statistics
+
+
+def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, encoders: dict[str, Path]):
+    """Pre-trains OPT on the cache; returns (params, model, statistics)."""
+    codes = load_frozen(encoders["dvae"])[1]["vocab_size"]
+    model, statistics = build_model(config, caches["train"], tokenizer, codes)
+    task = pretraining_task(model, statistics, corruption_settings(config, tokenizer), config.objectives)
+    loader = make_loader(config, caches["train"])
+    print(
+        "pre-training batches:",
+        ", ".join(f"{name} {value:.4g}" for name, value in loader.report().items()),
+        flush=True,
+    )
+    inputs = {
+        "cache": caches["train"].manifest.digest,
+        "tokenizer": tokenizer.digest(),
+        "model": config.model.to_dict(),
+        "objectives": config.objectives.to_dict(),
+        "loader": config.loader.to_dict(),
+    }
+    start = time.time()
+    directory = workdir / "pretrain"
+    params = train(
+        task, loader, config.train, directory, name="pretrain", seed=config.seed, fingerprint=inputs
+    )
+    record(directory / "seconds.json", time.time() - start)
+    return params, model, statistics
+
+
+def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, trained) -> dict:
+    """Evaluates, and writes results.json and report.html."""
+    model, params, statistics = trained
+    loaders = {split: make_loader(config, cache) for split, cache in caches.items()}
+
+    def build(path):
+        scorers = Model(model, params, statistics)
+        return evaluate(config.evaluation, path, sources, loaders, tokenizer, encoders, scorers)
+
+    inputs = {
+        "evaluation": config.evaluation.to_dict(),
+        "caches": {split: cache.manifest.digest for split, cache in caches.items()},
+        "parameters": parameters_digest(params),
+    }
+    results = run_stage("evaluation", workdir / "evaluation", inputs, build, collective=False)
+    results["seconds/pretrain"] = json.loads((workdir / "pretrain" / "seconds.json").read_text())["seconds"]
+    encoder_stages = [f"encoders/{name}" for name in ("tokenizer", *ENCODERS)]
+    for stage in ("data", *encoder_stages, *(f"cache/{split}" for split in SPLITS), "evaluation"):
+        path = workdir / stage / "stage.json"
+        if path.exists():
+            results[f"seconds/{stage}"] = json.loads(path.read_text())["seconds"]
+    for name in ENCODERS:
+        metrics = json.loads((encoders[name] / "metrics.json").read_text())
+        results |= {
+            f"encoders/{name}/{key}": value
+            for key, value in metrics.items()
+            if isinstance(value, int | float)
+        }
+    results |= {f"triplets/{split}": len(cache) for split, cache in caches.items()}
+    results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    write_json(workdir / "results.json", dict(sorted(results.items())))
+    print(f"report: {write_report(workdir)}", flush=True)
+    return results
+
+
+def parameters_digest(params) -> str:
+    """SHA-256 over all parameters, in the order of the tree."""
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()
+
+
+def record(path: Path, seconds: float) -> None:
+    """Adds to the seconds noted in a file, so that an interrupted stage's parts add up."""
+    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    write_json(path, {"seconds": before + seconds})
+
+
+def write_json(path: Path, content: dict) -> None:
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(aside, path)
