@@ -1,0 +1,88 @@
+"""Pictures as the discrete VAE takes them: square, of one size, in an order given by the step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from opt_jax.data.triplet import Source
+
+MEMORY = 1 << 30  # bytes of small pictures kept, so that later epochs decode none of them again
+GREY = 127
+
+
+def fit_square(image: np.ndarray, size: int) -> np.ndarray:
+    """A picture uint8 [h, w, 3] as uint8 [size, size, 3].
+
+    Its longer side becomes `size`, by averaging areas where it shrinks; a picture that is not square stands
+    between grey bars (it is not squeezed).
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a picture must be uint8 [h, w, 3], found {image.dtype} {list(image.shape)}")
+    longest = max(image.shape[:2])
+    height, width = (max(1, round(side * size / longest)) for side in image.shape[:2])
+    if (height, width) != image.shape[:2]:
+        method = Image.Resampling.BOX if longest > size else Image.Resampling.BILINEAR
+        image = np.asarray(Image.fromarray(image).resize((width, height), method))
+    top, left = (size - height) // 2, (size - width) // 2
+    square = np.full((size, size, 3), GREY, np.uint8)
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def read_picture(source: Source, index: int, size: int) -> np.ndarray:
+    """Sample `index` as uint8 [size, size, 3]; leaves the sound alone where the source can.
+
+    Raises:
+        ValueError: the sample has no picture.
+    """
+    read = getattr(source, "read", None)
+    sample = source[index] if read is None else read(index, audio=False)
+    if sample.image is None:
+        raise ValueError(f"sample {sample.id!r} has no image, which training a dVAE needs")
+    return fit_square(sample.image, size)
+
+
+class PictureBatches:
+    """{"images": uint8 [B, size, size, 3]} without end.
+
+    Every epoch is a permutation drawn from (seed, epoch), without its remainder, so a batch is a function of
+    the step.
+    """
+
+    def __init__(self, source: Source, batch_size: int, size: int, seed: int):
+        if len(source) < batch_size:
+            raise ValueError(f"the source has {len(source)} samples, fewer than a batch of {batch_size}")
+        self._source, self._batch_size, self._size, self._seed = source, batch_size, size, seed
+        self._kept: dict[int, np.ndarray] = {}
+
+    def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        per_epoch = len(self._source) // self._batch_size
+        epoch, position = divmod(step, per_epoch)
+        while True:
+            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._source))
+            for number in range(position, per_epoch):
+                rows = order[number * self._batch_size : (number + 1) * self._batch_size]
+                yield {"images": np.stack([self._picture(int(row)) for row in rows])}
+            epoch, position = epoch + 1, 0
+
+    def _picture(self, row: int) -> np.ndarray:
+        if row in self._kept:
+            return self._kept[row]
+        picture = read_picture(self._source, row, self._size)
+        if (len(self._kept) + 1) * picture.nbytes <= MEMORY:
+            self._kept[row] = picture
+        return picture
+
+
+def write_before_after(path: Path, before: np.ndarray, after: np.ndarray, columns: int = 8, zoom: int = 2):
+    """A PNG of pictures uint8 [n, h, w, 3], each row of originals above a row of their reconstructions."""
+    rows = []
+    for start in range(0, len(before), columns):
+        for images in (before, after):
+            row = np.zeros((columns, *before.shape[1:]), np.uint8)
+            row[: len(images[start : start + columns])] = images[start : start + columns]
+            rows.append(np.concatenate(list(row), axis=1))
+    sheet = np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)
+    Image.fromarray(sheet).save(path)
