@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opt_jax.models.embeddings import table
-from opt_jax.models.layers import TransformerStack, dropout, layer_norm, norm_init, partitioned
+from opt_jax.models.layers import TransformerStack, dropout, layer_norm, norm_init, partitioned, product
 
 Cache = tuple[jax.Array, jax.Array]
 
@@ -87,5 +87,5 @@ class Decoder(nn.Module):
 
     def logits(self, x, words):
         x = self.layers.normalise_output(x)
-        logits = jnp.einsum("btd,wd->btw", x, words.astype(x.dtype))
+        logits = product(x, words.T.astype(x.dtype))
         return logits.astype(jnp.promote_types(x.dtype, jnp.float32)) + self.output_bias

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opt_jax.models.layers import dense, dense_init, layer_norm, norm_init, partitioned
+from opt_jax.models.layers import dense, dense_init, gelu, layer_norm, norm_init, partitioned, product
 
 NUM_MATCHING_CLASSES = 5
 
@@ -42,20 +42,20 @@ class Heads(nn.Module):
         )
 
     def transform(self, name: str, x: jax.Array) -> jax.Array:
-        x = nn.gelu(dense(getattr(self, f"{name}_dense"), x), approximate=False)
+        x = gelu(dense(getattr(self, f"{name}_dense"), x))
         return layer_norm(getattr(self, f"{name}_norm"), x, self.epsilon)
 
     def words(self, x, table):
         """x [..., D] and the word table [W, D] to logits [..., W]."""
-        return wide(self.transform("word", x) @ table.T.astype(x.dtype)) + self.word_bias
+        return wide(product(self.transform("word", x), table.T.astype(x.dtype))) + self.word_bias
 
     def regions(self, x, projection):
         """x [..., D] and the image projection's kernel [F, D] to standardised region features [..., F]."""
-        return wide(self.transform("region", x) @ projection.T.astype(x.dtype)) + self.region_bias
+        return wide(product(self.transform("region", x), projection.T.astype(x.dtype))) + self.region_bias
 
     def frames(self, x, projection):
         """x [..., D] and the audio projection's kernel [F, D] to standardised frame features [..., F]."""
-        return wide(self.transform("frame", x) @ projection.T.astype(x.dtype)) + self.frame_bias
+        return wide(product(self.transform("frame", x), projection.T.astype(x.dtype))) + self.frame_bias
 
     def region_classes(self, x):
         """x [..., D] to logits [..., 1 + C] over background (0) and the detector's classes."""
