@@ -1,0 +1,120 @@
+"""Batches of waveforms of similar length, padded to a few fixed lengths so that few shapes are compiled.
+
+Letters: B batch, N waveform samples, U letters of a transcript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from opt_jax.data.triplet import Source
+from opt_jax.encoders.wav2vec2 import SAMPLE_RATE
+from opt_jax.encoders.wav2vec2_objectives import encode_letters
+
+
+class NoUsableClipsError(ValueError):
+    """No sample of a source has speech and a transcript of a usable length."""
+
+
+class WaveformBatches:
+    """Batches whose content is a function of (seed, step).
+
+    The clips run through shuffled epochs in pools of `pool_batches` batches. A pool is decoded, sorted by
+    length, cut into batches and given out in random order. A clip without audio or transcript, shorter than
+    `shortest` samples or longer than the longest bucket is left out, and clips of the same pool are repeated
+    in its place.
+
+    A batch is {waveforms [B, N] f32 raw, lengths [B] i32, labels [B, U] i32, label_lengths [B] i32}; N is the
+    bucket that holds its longest clip, U belongs to the bucket (`letters_per_second` of it) and longer
+    transcripts are left out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        vocabulary: Sequence[str],
+        *,
+        batch_size: int,
+        bucket_seconds: Sequence[float],
+        pool_batches: int,
+        letters_per_second: float,
+        seed: int,
+        shortest: int = 1600,
+    ):
+        self.source, self.vocabulary, self.seed, self.shortest = source, tuple(vocabulary), seed, shortest
+        self.batch_size, self.pool_batches = batch_size, pool_batches
+        self.buckets = sorted(round(seconds * SAMPLE_RATE) for seconds in bucket_seconds)
+        self.letters_per_second = letters_per_second
+
+    def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches without end, the first being that of `step`."""
+        while True:
+            pool, first = divmod(step, self.pool_batches)
+            batches = self._pool(pool)
+            yield from batches[first:]
+            step += self.pool_batches - first
+
+    def once(self) -> Iterator[tuple[dict[str, np.ndarray], list[int]]]:
+        """Every usable clip once, shortest first: (batch, indices of its clips); repeats fill the last."""
+        clips = sorted(self._usable(range(len(self.source))), key=lambda clip: len(clip[1]))
+        for start in range(0, len(clips), self.batch_size):
+            batch = clips[start : start + self.batch_size]
+            padded = batch + [batch[-1]] * (self.batch_size - len(batch))
+            yield self._collate(padded), [index for index, _, _ in batch]
+
+    def _pool(self, pool: int) -> list[dict[str, np.ndarray]]:
+        size = self.pool_batches * self.batch_size
+        positions = np.arange(pool * size, (pool + 1) * size)
+        orders = {
+            epoch: np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.source))
+            for epoch in np.unique(positions // len(self.source))
+        }
+        clips = self._usable(int(orders[p // len(self.source)][p % len(self.source)]) for p in positions)
+        if not clips:
+            raise NoUsableClipsError(
+                f"none of the {size} clips from position {pool * size} on has audio of {self.shortest} to "
+                f"{self.buckets[-1]} samples and a transcript that fits: see batches.bucket_seconds"
+            )
+        clips = sorted((clips * (size // len(clips) + 1))[:size], key=lambda clip: len(clip[1]))
+        rng = np.random.default_rng([self.seed, 1, pool])
+        return [
+            self._collate(clips[i * self.batch_size : (i + 1) * self.batch_size])
+            for i in rng.permutation(self.pool_batches)
+        ]
+
+    def _usable(self, indices) -> list[tuple[int, np.ndarray, list[int]]]:
+        clips = []
+        for index in indices:
+            sample = self.source[index]
+            if (
+                sample.audio is None
+                or not sample.caption
+                or not self.shortest <= len(sample.audio) <= self.buckets[-1]
+            ):
+                continue
+            letters = encode_letters(sample.caption, self.vocabulary)
+            if 0 < len(letters) <= self._letters(self._bucket(len(sample.audio))):
+                clips.append((index, sample.audio, letters))
+        return clips
+
+    def _bucket(self, length: int) -> int:
+        return next(bucket for bucket in self.buckets if length <= bucket)
+
+    def _letters(self, bucket: int) -> int:
+        return int(self.letters_per_second * bucket / SAMPLE_RATE)
+
+    def _collate(self, clips) -> dict[str, np.ndarray]:
+        bucket = self._bucket(max(len(audio) for _, audio, _ in clips))
+        waveforms = np.zeros((len(clips), bucket), np.float32)
+        labels = np.zeros((len(clips), self._letters(bucket)), np.int32)
+        for row, (_, audio, letters) in enumerate(clips):
+            waveforms[row, : len(audio)] = audio
+            labels[row, : len(letters)] = letters
+        return {
+            "waveforms": waveforms,
+            "lengths": np.array([len(audio) for _, audio, _ in clips], np.int32),
+            "labels": labels,
+            "label_lengths": np.array([len(letters) for _, _, letters in clips], np.int32),
+        }

@@ -1,0 +1,297 @@
+"""wav2vec 2.0: shapes, padding, the positional convolution, masking, negatives, losses, batches."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs.encoders.wav2vec2 import get_config
+from opt_jax.data.triplet import Triplet
+from opt_jax.encoders import wav2vec2_objectives as objectives
+from opt_jax.encoders.frozen import load_frozen
+from opt_jax.encoders.wav2vec2 import Extractor, Wav2Vec2ForCTC, frame_count
+from opt_jax.encoders.wav2vec2_batches import NoUsableClipsError, WaveformBatches
+from opt_jax.encoders.wav2vec2_layers import grouped_convolution
+from opt_jax.encoders.wav2vec2_quantizer import Quantizer
+from opt_jax.encoders.wav2vec2_training import ctc_task, ssl_task, train_wav2vec2
+from opt_jax.partitioning import RULES, logical_axes, unbox
+
+
+def small_config(**model) -> ConfigDict:
+    config = get_config("tiny")
+    config.model.update(
+        dict(
+            conv_dim=(6,) * 7,
+            hidden_size=8,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=12,
+            position_kernel=4,
+        )
+    )
+    config.model.update(dict(position_groups=2, **model))
+    config.ssl.update(
+        dict(codebook_size=5, codevector_dim=8, projection_dim=8, num_negatives=3, mask_length=2)
+    )
+    return config
+
+
+def speech(seed: int, samples: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    config = small_config().model
+    init = jax.jit(Wav2Vec2ForCTC(config).init)
+    params = unbox(init(jax.random.key(0), jnp.zeros((1, 2000)), jnp.array([2000]))["params"])
+    return Extractor(params, config, bucket=4000)
+
+
+@pytest.mark.parametrize(
+    "samples, frames",
+    # one frame sees 400 samples, the next begins 320 later
+    [(0, 0), (399, 0), (400, 1), (719, 1), (720, 2), (16000, 49), (16079, 49), (16080, 50), (80000, 249)],
+)
+def test_frame_count(samples, frames):
+    config = get_config("base").model
+    assert frame_count(samples, config) == frames
+    assert frame_count(np.array([samples]), config).tolist() == [frames]
+
+
+def test_padding_and_company_never_change_a_valid_frame(extractor):
+    short, long = speech(1, 2500), speech(2, 3900)
+    alone, count = extractor.extract(short[None], np.array([2500]))
+    padded = np.full((2, 3900), 7.0, np.float32)  # what lies behind the end must not matter
+    padded[0, :2500], padded[1] = short, long
+    together, counts = extractor.extract(padded, np.array([2500, 3900]))
+    assert counts.tolist() == [7, 11] == [int(count[0]), 11]
+    np.testing.assert_allclose(together[0, :7], alone[0, :7], rtol=1e-5, atol=1e-5)
+    assert not np.any(together[0, 7:])
+    assert np.abs(np.asarray(together[1, 7:11])).min() > 0
+
+
+def test_loudness_does_not_matter(extractor):
+    clip = speech(3, 3000)
+    features, _ = extractor.extract(np.stack([clip, 100 * clip + 5]), np.array([3000, 3000]))
+    np.testing.assert_allclose(features[0], features[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("features, width", [("conv", 6), (1, 8), ("context", 8)])
+def test_extracted_widths(extractor, features, width):
+    config = ConfigDict(extractor.config.to_dict())
+    config.features = features
+    found, _ = Extractor(extractor.params, config, bucket=4000).extract(
+        speech(4, 2000)[None], np.array([2000])
+    )
+    assert found.shape == (1, 12, width)
+
+
+@pytest.mark.parametrize("size, groups", [(8, 2), (5, 4), (64, 4)])
+def test_grouped_convolution_is_xlas(size, groups):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(keys[0], (2, 11, 8)), jax.random.normal(keys[1], (size, 8 // groups, 8))
+    expected = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1,),
+        [(size // 2, size - 1 - size // 2)],
+        feature_group_count=groups,
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    np.testing.assert_allclose(grouped_convolution(x, kernel, groups), expected, atol=1e-4)
+
+
+def test_span_mask_covers_whole_spans_of_valid_frames():
+    valid = jnp.arange(60) < jnp.array([60, 33, 10, 4])[:, None]
+    masks = np.stack([objectives.span_mask(jax.random.key(i), valid, 0.65, 5) for i in range(20)])
+    assert not np.any(masks & ~np.asarray(valid))
+    for row in masks.reshape(-1, 60):
+        runs = [len(list(group)) for masked, group in itertools.groupby(row) if masked]
+        assert all(run >= 5 for run in runs)
+    share = masks.sum(axis=(0, 2)) / (20 * np.array([60, 33, 10, 4]))
+    assert 0.4 < share[0] < 0.62 and 0.3 < share[1] < 0.65  # overlaps take 0.65 down to about a half
+    assert share[2] > 0.5 and share[3] == 0  # at least two spans where they fit, none in a shorter clip
+    assert len({row.tobytes() for row in masks[:, 0]}) > 15
+
+
+def test_negatives_are_other_masked_frames_of_the_clip():
+    mask = jax.random.bernoulli(jax.random.key(0), 0.4, (3, 20)).at[2].set(False).at[2, 5].set(True)
+    negatives = np.asarray(objectives.sample_negatives(jax.random.key(1), mask, 50))
+    mask = np.asarray(mask)
+    for clip in range(2):
+        for frame in np.flatnonzero(mask[clip]):
+            others = set(np.flatnonzero(mask[clip])) - {frame}
+            assert set(negatives[clip, frame].tolist()) == others  # all of them, none else, in 50 draws
+    terms = objectives.contrastive_terms(
+        jnp.ones((3, 20, 2)), jnp.ones((3, 20, 2)), jnp.arange(60).reshape(3, 20, 1), mask, negatives, 0.1
+    )
+    assert (
+        float(terms["contrast"][1]) == mask[:2].sum()
+    )  # a masked frame that is alone has nothing to be told from
+
+
+def test_contrast_prefers_aligned_to_anti_aligned_and_stays_in_the_clip():
+    targets = jax.random.normal(jax.random.key(0), (2, 8, 4))
+    codes, mask = jnp.arange(16).reshape(2, 8, 1), jnp.ones((2, 8), bool)
+    negatives = objectives.sample_negatives(jax.random.key(1), mask, 6)
+
+    def loss(context, targets=targets, codes=codes):
+        return objectives.contrastive_terms(context, targets, codes, mask, negatives, 0.1)
+
+    aligned, opposed = loss(targets), loss(-targets)
+    assert float(aligned["contrast"][0]) < float(loss(jnp.roll(targets, 1, axis=1))["contrast"][0])
+    assert float(aligned["contrast"][0]) < float(opposed["contrast"][0]) / 3
+    assert float(aligned["contrast_accuracy"][0]) == 16 and float(opposed["contrast_accuracy"][0]) == 0
+    np.testing.assert_allclose(aligned["contrast_chance"][0] / 16, 1 / 7, rtol=1e-6)
+    first = mask.at[1].set(False)
+    gradient = jax.grad(
+        lambda t: objectives.contrastive_terms(targets, t, codes, first, negatives, 0.1)["contrast"][0]
+    )(targets)
+    assert np.any(gradient[0]) and not np.any(gradient[1])
+
+
+def test_contrast_by_hand_and_without_equal_codes():
+    # context looks at target 0: similarities 1, 0 and (equal codes) left out
+    context = jnp.array([[[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
+    targets = jnp.array([[[1.0, 0.0], [0.0, 3.0], [1.0, 0.0]]])
+    codes = jnp.array([[[0], [1], [0]]])
+    mask = jnp.array([[True, True, False]])
+    negatives = jnp.array([[[1, 2], [0, 2], [0, 0]]])
+    terms = objectives.contrastive_terms(context, targets, codes, mask, negatives, 0.5)
+    expected = np.log(np.exp(2) + 1) - 2 + np.log(np.exp(2) + 2) - 2
+    np.testing.assert_allclose(terms["contrast"][0], expected, rtol=1e-6)
+    np.testing.assert_allclose(terms["contrast_chance"][0], 1 / 2 + 1 / 3, rtol=1e-6)
+
+
+def test_perplexity_and_diversity():
+    probabilities = jnp.array([[[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]]])
+    mask = jnp.array([[True, False]])
+    np.testing.assert_allclose(objectives.code_perplexity(probabilities, mask), [2.0, 1.0], rtol=1e-6)
+    total, count = objectives.diversity_terms(probabilities, mask)
+    np.testing.assert_allclose([total, count], [(6 - 3) / 6, 1], rtol=1e-6)
+    assert float(objectives.code_perplexity(probabilities, jnp.zeros((1, 2), bool)).sum()) == 2.0  # no NaN
+
+
+def test_quantizer_chooses_entries_and_passes_gradients():
+    config = small_config().ssl
+    x = jax.random.normal(jax.random.key(0), (1, 4, 6))
+    variables = unbox(Quantizer(config).init(jax.random.key(1), x))
+    params = variables["params"]
+
+    def apply(params, temperature):
+        return Quantizer(config).apply({"params": params}, x, temperature, rngs={"gumbel": jax.random.key(2)})
+
+    for temperature in (None, 2.0):
+        found = apply(params, temperature)
+        codes = np.asarray(found.codes)
+        entries = np.stack([params["codebooks"][g, codes[..., g]] for g in range(2)], axis=2)
+        np.testing.assert_allclose(found.vectors, entries.reshape(1, 4, 8), atol=1e-6)
+    assert np.any(apply(params, 2.0).codes != apply(params, None).codes)
+    gradients = jax.grad(lambda p: jnp.square(apply(p, 2.0).vectors).sum())(params)
+    assert np.any(gradients["logits"]["kernel"])
+
+
+def test_ctc_by_hand_and_unalignable_transcripts():
+    logits = jnp.zeros((3, 3, 3))  # every letter 1/3
+    valid = jnp.array([[True, True, False], [True, True, True], [True, True, False]])
+    labels = jnp.array([[1, 0], [1, 2], [2, 2]])
+    terms = objectives.ctc_terms(logits, valid, labels, jnp.array([1, 2, 2]))
+    # 2 frames for "1": 3 paths of 9; 3 frames for "12": 5 paths of 27; "22" needs 3 frames and has 2
+    np.testing.assert_allclose(terms["ctc"][0], -np.log(3 / 9) - np.log(5 / 27), rtol=1e-5)
+    assert [float(terms["ctc"][1]), *map(float, terms["ctc_unalignable"])] == [3, 1, 3]
+
+
+def test_letters_there_and_back():
+    vocabulary = ("<pad>", "|", "'", "a", "b", "c")
+    letters = objectives.encode_letters("Ab  b-a, c'", vocabulary)
+    assert letters == [3, 4, 1, 4, 1, 3, 1, 5, 2]
+    logits = np.eye(6)[[[3, 3, 0, 3, 4, 1, 1, 0, 4, 4, 2, 2]]]
+    assert objectives.greedy_decode(logits, np.array([10]), vocabulary) == ["aab b"]
+    assert objectives.encode_letters("ab", ("<pad>", "|", "A", "B")) == [2, 3]
+
+
+class Noise:
+    """A source of noise with one clip too long, one without words and one without sound."""
+
+    class_names = ()
+
+    def __len__(self):
+        return 12
+
+    def caption(self, index):
+        return None if index == 3 else "abc"[: 1 + index % 3]
+
+    def __getitem__(self, index):
+        audio = None if index == 5 else speech(index, 9000 if index == 1 else 2000 + 100 * index)
+        return Triplet(id=str(index), caption=self.caption(index), audio=audio)
+
+    def fingerprint(self):
+        return {"source": "noise"}
+
+
+def noise_batches(**changes):
+    settings = dict(batch_size=2, bucket_seconds=(0.15, 0.2), pool_batches=3, letters_per_second=40.0, seed=1)
+    return WaveformBatches(Noise(), get_config("tiny").model.vocabulary, **(settings | changes))
+
+
+def test_batches_are_a_function_of_the_step():
+    ahead = list(itertools.islice(noise_batches().from_step(0), 7))
+    for step in (1, 4, 6):
+        again = next(noise_batches().from_step(step))
+        jax.tree.map(np.testing.assert_array_equal, again, ahead[step])
+    assert {batch["waveforms"].shape for batch in ahead} <= {(2, 2400), (2, 3200)}
+    for batch in ahead:
+        assert (
+            batch["waveforms"].dtype == np.float32 and batch["lengths"].max() <= batch["waveforms"].shape[1]
+        )
+        assert np.all(batch["label_lengths"] > 0) and not np.any(batch["waveforms"][0, batch["lengths"][0] :])
+
+
+def test_every_usable_clip_once():
+    seen = []
+    for batch, indices in noise_batches(batch_size=4).once():
+        assert len(batch["lengths"]) == 4
+        assert batch["lengths"][: len(indices)].tolist() == [2000 + 100 * i for i in indices]
+        seen += indices
+    assert sorted(seen) == [0, 2, 4, 6, 7, 8, 9, 10, 11]
+
+
+def test_no_usable_clip_is_an_error():
+    with pytest.raises(NoUsableClipsError, match="bucket_seconds"):
+        next(noise_batches(bucket_seconds=(0.1,)).from_step(0))
+
+
+@pytest.mark.parametrize("variant", ["tiny", "base", "large"])
+def test_every_axis_name_has_a_rule(variant):
+    config = get_config(variant)
+    batch = dict(waveforms=jnp.zeros((1, 4000)), lengths=jnp.array([4000]))
+    for task in (ssl_task(config), ctc_task(config)):
+        shapes = jax.eval_shape(lambda task=task: task.init(jax.random.key(0), batch))
+        names = {name for axes in logical_axes(shapes).values() for name in axes} - {None}
+        assert names <= set(RULES)
+        count = sum(leaf.size for leaf in jax.tree.leaves(unbox(shapes)))
+        millions = {"tiny": (0.6, 1.0), "base": (94, 96), "large": (315, 318)}[variant]
+        assert millions[0] < count / 1e6 < millions[1]
+
+
+def test_recipe_trains_freezes_and_reads_back(tmp_path):
+    config = small_config(num_layers=1)
+    config.batches.update(dict(bucket_seconds=(0.2,), pool_batches=2, letters_per_second=40.0))
+    config.batches.evaluation_batch_size = 4
+    config.ssl.train.update(dict(steps=2, batch_size=2, mesh=dict(data=1)))
+    config.ctc.train.update(dict(steps=2, batch_size=2, mesh=dict(data=1)))
+    metrics = train_wav2vec2(config, Noise(), Noise(), tmp_path, 0)
+    assert {"ssl_contrast_accuracy", "ssl_contrast_chance", "ssl_code_perplexity", "WER", "CER"} <= set(
+        metrics
+    )
+    assert metrics["clips"] == 9 and 0 < metrics["ssl_code_perplexity"] <= 100
+    params, model = load_frozen(tmp_path)
+    assert set(params) == {"wav2vec2", "ctc_head"}
+    clip, length = speech(0, 2000)[None], np.array([2000])
+    features, counts = Extractor(params, ConfigDict(model)).extract(clip, length)
+    logits, _ = Extractor(params, ConfigDict(model)).logits(clip, length)
+    assert features.shape[2] == 8 and counts.tolist() == [5] and logits.shape[2] == 29
