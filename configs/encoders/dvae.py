@@ -23,18 +23,19 @@ TINY = dict(
     start=dict(
         pictures=192,
         train=dict(
-            steps=1400, batch_size=16, learning_rate=3e-3, warmup_steps=10, decay="cosine", weight_decay=0.0
+            steps=1000, batch_size=16, learning_rate=3e-3, warmup_steps=10, decay="cosine", weight_decay=0.0
         ),
     ),
     objective=dict(
         temperature_end=1 / 16,
-        temperature_steps=1000,
-        kl_weight=6.6,
+        temperature_steps=2000,
+        kl_weight=1.0,
         kl_ramp_steps=100,
         min_log_scale=-1.5,
+        logit_error_weight=10.0,
     ),
     train=dict(
-        steps=1600, batch_size=16, learning_rate=1e-3, warmup_steps=20, decay="cosine", weight_decay=0.0
+        steps=2000, batch_size=16, learning_rate=1e-3, warmup_steps=20, decay="cosine", weight_decay=0.0
     ),
 )
 
@@ -50,6 +51,7 @@ PUBLISHED = dict(
         kl_weight=6.6,
         kl_ramp_steps=5000,
         min_log_scale=-20.0,  # no bound in practice
+        logit_error_weight=0.0,
     ),
     train=dict(
         steps=1_200_000,

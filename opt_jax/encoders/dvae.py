@@ -53,15 +53,15 @@ def _upsample(x):
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def _to_patches(x, size: int):
+def to_patches(x, size: int):
     """[B, H, W, C] -> [B, H/size, W/size, size * size * C]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
     return x.reshape(batch, height // size, width // size, size * size * channels)
 
 
-def _from_patches(x, size: int):
-    """The inverse of `_to_patches`."""
+def from_patches(x, size: int):
+    """The inverse of `to_patches`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, size, size, channels // size**2).swapaxes(2, 3)
     return x.reshape(batch, height * size, width * size, channels // size**2)
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
     @nn.compact
     def features(self, pixels):
         """[B, H/cell, W/cell, n_hid 2^(G-1)], at least 0: what the logits are linear in."""
-        x = _conv(self.n_hid, self.input_width, "input")(_to_patches(pixels, self.patch_size))
+        x = _conv(self.n_hid, self.input_width, "input")(to_patches(pixels, self.patch_size))
         gain = 1 / (self.group_count * self.n_blk_per_group) ** 2
         for group in range(self.group_count):
             x = _pool(x) if group else x
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
             for block in range(self.n_blk_per_group):
                 name, grow = f"group_{group + 1}_block_{block + 1}", group > 0 and block == 0
                 x = Block(features, (1, 3, 3, 3), gain, grow, name=name)(x)
-        return _from_patches(_conv(6 * self.patch_size**2, 1, "output")(nn.relu(x)), self.patch_size)
+        return from_patches(_conv(6 * self.patch_size**2, 1, "output")(nn.relu(x)), self.patch_size)
 
 
 class DiscreteVAE(nn.Module):

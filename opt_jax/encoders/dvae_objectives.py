@@ -63,8 +63,9 @@ def dvae_task(model: DiscreteVAE, objective: ConfigDict) -> Task:
     """The task of training on batches {"images": uint8 [B, H, W, 3]}.
 
     Losses, in nats per pixel and channel: `reconstruction`, and `kl` = weight(step) * sum over cells of
-    `kl_to_uniform`. Logged beside them: `kl_per_code` (nats), `squared_error` and `temperature`.
-    `objective.min_log_scale` bounds the predicted log scale from below.
+    `kl_to_uniform`. `objective.min_log_scale` bounds the predicted log scale from below. With a
+    `objective.logit_error_weight` the squared error of the mean, as in `autoencoder_task`, is added under
+    that weight: `logit_error`. Logged beside them: `kl_per_code` (nats), `squared_error`, `temperature`.
     """
 
     def init(key, batch):
@@ -84,12 +85,16 @@ def dvae_task(model: DiscreteVAE, objective: ConfigDict) -> Task:
         return {
             "reconstruction": (-jnp.sum(jnp.mean(density, (1, 2, 3))), rows),
             "kl": (weight * jnp.sum(divergence), rows),
+            "logit_error": (jnp.sum(jnp.mean((logit(pixels) - mean) ** 2, (1, 2, 3))), rows),
             "kl_per_code": (jnp.sum(divergence) / cells, rows),
             "squared_error": (_squared_error(batch["images"], mean), rows),
             "temperature": (heat * rows, rows),
         }
 
-    return Task(init=init, losses=losses, weights={"reconstruction": 1.0, "kl": 1.0})
+    weights = {"reconstruction": 1.0, "kl": 1.0}
+    if objective.logit_error_weight:
+        weights["logit_error"] = objective.logit_error_weight
+    return Task(init=init, losses=losses, weights=weights)
 
 
 def autoencoder_task(model: DiscreteVAE) -> Task:
