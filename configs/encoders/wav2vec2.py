@@ -59,7 +59,7 @@ def _base_model():
         layerdrop=0.05,
         unroll=1,
         vocabulary=PUBLISHED_LETTERS,
-        features="context",  # what is extracted: 'context', 'conv' or the index of a hidden state
+        features="context",  # what is extracted: 'context', 'conv' or a hidden state's index, as "6"
     )
 
 
@@ -155,7 +155,7 @@ def _make_tiny(config):
     config.ssl.update(
         dict(
             num_negatives=20,
-            codebook_size=40,
+            codebook_size=20,
             codevector_dim=64,
             projection_dim=64,
             temperature_decay=0.99,

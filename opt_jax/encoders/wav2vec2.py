@@ -168,18 +168,16 @@ class Wav2Vec2ForCTC(nn.Module):
         return head(x), output.frame_valid
 
 
-def select_features(output: Wav2Vec2Output, features: str | int) -> jax.Array:
-    """'context' (last hidden state), 'conv' (normalized_features) or a layer's index -> [B, F, D or C]."""
+def select_features(output: Wav2Vec2Output, features: str) -> jax.Array:
+    """'context' (last hidden state), 'conv' (normalized features) or a hidden state's index -> [B, F, *]."""
     if features == "context":
         return output.last_hidden_state
     if features == "conv":
         return output.normalized_features
-    if isinstance(features, int) and -len(output.hidden_states) <= features < len(output.hidden_states):
-        return output.hidden_states[features]
-    raise ValueError(
-        f"features: expected 'context', 'conv' or an index of {len(output.hidden_states)} hidden states, "
-        f"found {features!r}"
-    )
+    count = len(output.hidden_states)
+    if features.isdecimal() and int(features) < count:
+        return output.hidden_states[int(features)]
+    raise ValueError(f"features: expected 'context', 'conv' or an index below {count}, found {features!r}")
 
 
 class Extractor:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from opt_jax.models.layers import gelu, product
+
 # The published feature encoders keep torch's default whatever `layer_norm_eps` says.
 CONV_NORM_EPS = 1e-5
 
@@ -20,7 +22,10 @@ CONV_NORM_EPS = 1e-5
 def dense(features: int, axes: tuple[str, str], name: str, scale: float | None = None) -> nn.Dense:
     """Dense layer, logical `axes` for its kernel [in, out]; initial deviation `scale` or in ** -0.5."""
     init = nn.initializers.lecun_normal() if scale is None else nn.initializers.normal(scale)
-    return nn.Dense(features, kernel_init=nn.with_logical_partitioning(init, axes), name=name)
+    init = nn.with_logical_partitioning(init, axes)
+    return nn.Dense(
+        features, kernel_init=init, dot_general=lambda x, kernel, *_, **__: product(x, kernel), name=name
+    )
 
 
 def strided_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -67,7 +72,7 @@ class ConvLayer(nn.Module):
             x = group_norm_over_time(x, valid, scale, bias)
         elif self.norm == "layer":
             x = nn.LayerNorm(epsilon=CONV_NORM_EPS, name="norm")(x)
-        return nn.gelu(x, approximate=False)
+        return gelu(x)
 
 
 def grouped_convolution(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
@@ -122,7 +127,7 @@ class PositionalConvolution(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,))
         norm = jnp.sqrt(jnp.sum(jnp.square(v), axis=(1, 2)))
         kernel = v * (g / norm)[:, None, None]
-        return nn.gelu(grouped_convolution(x, kernel.astype(x.dtype), self.groups) + bias, approximate=False)
+        return gelu(grouped_convolution(x, kernel.astype(x.dtype), self.groups) + bias)
 
 
 class Attention(nn.Module):
@@ -145,7 +150,7 @@ class Attention(nn.Module):
         def project(name):
             kernel = weights_of(name, (width, self.num_heads, depth), ("embed", "heads", "kv"))
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.num_heads, depth))
-            return jnp.einsum("bfe,ehd->bfhd", x, kernel) + bias
+            return product(x, kernel) + bias
 
         query, key, value = project("query") * depth**-0.5, project("key"), project("value")
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
@@ -156,7 +161,7 @@ class Attention(nn.Module):
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         kernel = weights_of("output", (self.num_heads, depth, width), ("heads", "kv", "embed"))
         bias = self.param("output_bias", nn.initializers.zeros, (width,))
-        return jnp.einsum("bfhd,hde->bfe", mixed, kernel) + bias
+        return product(mixed.reshape(x.shape), kernel.reshape(width, width)) + bias
 
 
 class EncoderLayer(nn.Module):
@@ -177,10 +182,7 @@ class EncoderLayer(nn.Module):
             return nn.Dropout(rate)(y, deterministic=self.deterministic)
 
         def feed_forward(y):
-            y = nn.gelu(
-                dense(c.intermediate_size, ("embed", "mlp"), "intermediate", c.initializer_range)(y),
-                approximate=False,
-            )
+            y = gelu(dense(c.intermediate_size, ("embed", "mlp"), "intermediate", c.initializer_range)(y))
             y = dense(c.hidden_size, ("mlp", "embed"), "output", c.initializer_range)(
                 drop(c.activation_dropout, y)
             )

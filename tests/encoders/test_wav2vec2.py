@@ -80,7 +80,7 @@ def test_loudness_does_not_matter(extractor):
     np.testing.assert_allclose(features[0], features[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("features, width", [("conv", 6), (1, 8), ("context", 8)])
+@pytest.mark.parametrize("features, width", [("conv", 6), ("1", 8), ("context", 8)])
 def test_extracted_widths(extractor, features, width):
     config = ConfigDict(extractor.config.to_dict())
     config.features = features
@@ -88,6 +88,9 @@ def test_extracted_widths(extractor, features, width):
         speech(4, 2000)[None], np.array([2000])
     )
     assert found.shape == (1, 12, width)
+    config.features = "3"  # there are two layers, so hidden states 0, 1, 2
+    with pytest.raises(ValueError, match="below 3"):
+        Extractor(extractor.params, config, bucket=4000).extract(speech(4, 2000)[None], np.array([2000]))
 
 
 @pytest.mark.parametrize("size, groups", [(8, 2), (5, 4), (64, 4)])
@@ -278,6 +281,7 @@ def test_every_axis_name_has_a_rule(variant):
         assert millions[0] < count / 1e6 < millions[1]
 
 
+@pytest.mark.slow  # tests/test_pipeline.py runs the recipe too, without looking at what it returns
 def test_recipe_trains_freezes_and_reads_back(tmp_path):
     config = small_config(num_layers=1)
     config.batches.update(dict(bucket_seconds=(0.2,), pool_batches=2, letters_per_second=40.0))
@@ -294,4 +298,4 @@ def test_recipe_trains_freezes_and_reads_back(tmp_path):
     clip, length = speech(0, 2000)[None], np.array([2000])
     features, counts = Extractor(params, ConfigDict(model)).extract(clip, length)
     logits, _ = Extractor(params, ConfigDict(model)).logits(clip, length)
-    assert features.shape[2] == 8 and counts.tolist() == [5] and logits.shape[2] == 29
+    assert features.shape[2] == 8 and counts.tolist() == [6] and logits.shape[2] == 29
