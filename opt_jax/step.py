@@ -52,9 +52,12 @@ def total_loss(losses: Losses, counts: Mapping[str, jax.Array], weights: Mapping
     return jnp.asarray(total, jnp.float32)
 
 
-def _microbatches(batch: Batch, number: int, group: int, mesh: Mesh) -> Batch:
-    """[B, ...] -> [number, B/number, ...]. Microbatch m is groups m::number, so that a row changes device only
-    where a device does not hold a multiple of `number` groups."""
+def microbatches(batch: Batch, number: int, group: int, mesh: Mesh) -> Batch:
+    """[B, ...] -> [number, B/number, ...], by groups of rows: microbatch m is groups m::number.
+
+    So a row changes device only where a device's groups are not a multiple of `number`. Raises ValueError
+    naming the array whose rows do not make so many groups.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def split(path, array):
@@ -91,7 +94,7 @@ def _gradients(task, params, batch, key, step, scale, number, mesh):
             result = derive(params, rows, jax.random.fold_in(key, m), counts)
             return jax.tree.map(jnp.add, carry, result), None
 
-        parts = (jnp.arange(number), _microbatches(batch, number, task.rows_per_group, mesh))
+        parts = (jnp.arange(number), microbatches(batch, number, task.rows_per_group, mesh))
         like = jax.eval_shape(lambda: derive(params, jax.tree.map(lambda x: x[0], parts[1]), key, counts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         (gradients, (losses, total)), _ = jax.lax.scan(part, zeros, parts)

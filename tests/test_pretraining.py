@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
 from opt_jax.objectives.corruption import MODALITY, SAMPLE, TOKEN, Corruption, rows_of
-from opt_jax.partitioning import path_name, unbox
+from opt_jax.partitioning import make_mesh, parameter_shardings, path_name, place_batch, unbox
 from opt_jax.pretraining import pretraining_task
+from opt_jax.step import microbatches
 
 B, T, V, A, G = 32, 6, 3, 4, 5
 CLS, SEP, MASK, W, CODES = 2, 3, 4, 16, 9
@@ -93,11 +94,14 @@ def draw_parameters(task, seed=1):
 def compiled(names=NAMES, num_alignment_layers=1):
     """(losses(params, corrupted batch), parameters) of a task."""
     task = make_task(names, num_alignment_layers)
-    losses = jax.jit(lambda params, batch: task.losses(params, batch, jax.random.key(7), jnp.int32(0)))
+    losses = jax.jit(
+        lambda params, batch: task.losses(params, batch, jax.random.key(7), jnp.int32(0)),
+        compiler_options=QUICK,
+    )
     return losses, draw_parameters(task)
 
 
-prepare = jax.jit(lambda batch: make_task().prepare(jax.random.key(6), batch))
+prepare = jax.jit(lambda batch: make_task().prepare(jax.random.key(6), batch), compiler_options=QUICK)
 
 
 def losses_of(batch, **options):
@@ -228,7 +232,8 @@ def test_gradients_are_finite_and_reach_what_the_objectives_use(names, unused):
     batch = prepare(make_batch())
 
     def total(params):
-        return sum(losses(params, batch)[name][0] for name in names)
+        out = losses.__wrapped__(params, batch)
+        return sum(out[name][0] for name in names)
 
     gradients = jax.jit(jax.grad(total), compiler_options=QUICK)(params)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
@@ -242,7 +247,7 @@ def test_dropout_is_for_training_only():
     task = make_task(("mlm",), dropout=0.5)
     batch, params = prepare(make_batch()), draw_parameters(make_task())
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def run(key):
         arguments = (params, batch, jax.random.key(key), jnp.int32(0))
         return task.losses(*arguments)["mlm"][0], task.evaluate_losses(*arguments)["mlm"][0]
@@ -258,3 +263,43 @@ def test_losses_leave_the_model_in_float32(dtype):
     batch, params = jax.eval_shape(prepare, make_batch()), jax.eval_shape(lambda: compiled()[1])
     out = jax.eval_shape(task.losses, params, batch, jax.random.key(0), jnp.int32(0))
     assert {x.dtype for pair in out.values() for x in pair} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
+def test_corruption_and_losses_are_the_same_on_every_mesh(sizes):
+    task, (_, params) = make_task(), compiled()
+    raw = make_batch()
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    boxed = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(jnp.asarray, raw)))
+    places = parameter_shardings(mesh, boxed)
+    assert any(not place.is_fully_replicated for place in jax.tree.leaves(places)) == (sizes[1] > 1)
+
+    def run(params, batch):
+        return task.losses(params, task.prepare(jax.random.key(6), batch), jax.random.key(7), jnp.int32(0))
+
+    with jax.set_mesh(mesh):
+        found = jax.jit(run, compiler_options=QUICK)(jax.device_put(params, places), place_batch(mesh, raw))
+    assert_same_losses(losses_of(prepare(raw)), jax.device_get(found))
+
+
+def test_losses_within_rows_of_microbatches_add_up():
+    batch = prepare(make_batch())
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    parts = jax.jit(lambda batch: microbatches(batch, 2, make_task().rows_per_group, mesh))(batch)
+    whole, one, two = (
+        losses_of(b) for b in (batch, *(jax.tree.map(lambda x, m=m: x[m], parts) for m in (0, 1)))
+    )
+    for name in ("mlm", "mvfr", "mrc", "mafr", "macl", "dtr", "dir"):
+        np.testing.assert_allclose(np.add(one[name], two[name]), whole[name], rtol=1e-5, err_msg=name)
+    assert one["matching"][1] + two["matching"][1] == whole["matching"][1]
+
+
+def test_microbatches_are_dealt_whole_groups():
+    mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1})
+    batch = place_batch(mesh, {"x": np.arange(24)})
+    groups = jax.jit(lambda batch: microbatches(batch, 2, 3, mesh))(batch)["x"]
+    np.testing.assert_array_equal(
+        groups, [[0, 1, 2, 6, 7, 8, 12, 13, 14, 18, 19, 20], [3, 4, 5, 9, 10, 11, 15, 16, 17, 21, 22, 23]]
+    )
+    with pytest.raises(ValueError, match="x: 24 rows do not make 2 microbatches of whole groups of 5"):
+        microbatches({"x": jnp.zeros(24)}, 2, 5, mesh)

@@ -69,7 +69,7 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
         raise SystemExit(f"--batch={flags.batch} is no multiple of {sum(rows)}, the rows of a group {rows}")
     lengths = (flags.text, flags.regions, flags.frames)
     batch = synthetic_batch(sizes, flags.batch, lengths)
-    task = make_task(config, sizes)
+    task = make_task(config, sizes, lengths)
     step = Step(task, config.train, batch)
     calls = {OURS: step, PRODUCT: matrix_product(flags.product, flags.dtype)}
 

@@ -39,16 +39,20 @@ def synthetic_batch(sizes: Sizes, batch: int, lengths: tuple[int, int, int]) -> 
     }
 
 
-def make_task(config, sizes: Sizes) -> Task:
-    """The pre-training task of a whole configuration, for standardised data of these sizes."""
+def make_task(config, sizes: Sizes, lengths: tuple[int, int, int]) -> Task:
+    """The pre-training task of a whole configuration, for standardised data of these sizes.
+
+    Placeholders longer than the (T, V, A) positions of the batch are cut, [CLS] being none of the text's.
+    """
     o = config.objectives
     triple = ("text", "image", "audio")
+    room = (lengths[0] - 1, *lengths[1:])
     corruption = Corruption(
         rows=(o.rows.token, o.rows.modality, o.rows.sample),
         mask_probability=o.mask_probability,
         drop_probability=tuple(o.modality_drop_probability[name] for name in triple),
         dropped_as_absent=o.dropped_as_absent,
-        placeholder_lengths=tuple(o.placeholder_lengths[name] for name in triple),
+        placeholder_lengths=tuple(map(min, (o.placeholder_lengths[name] for name in triple), room)),
         sample_drop_probability=o.sample_drop_probability,
         vocab_size=sizes.vocab_size,
         mask_id=4,
