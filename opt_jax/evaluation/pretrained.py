@@ -115,9 +115,23 @@ def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top
                 )
             note("retrieval", direction, total, correct)
             best[-1][direction] = total
-            if number < matching_pools:
-                note("retrieval_matching", direction, model.matching(batch, queries, item), correct)
+        if number < matching_pools:
+            for direction, matrix in matching_scores(model, batch).items():
+                note("retrieval_matching", direction, matrix, correct)
     return {key: float(np.mean(values)) for key, values in recalls.items()} | _spread(recalls), best
+
+
+def matching_scores(model: Model, batch) -> dict[str, np.ndarray]:
+    """Matching's scores [P, P] of all pairs of a pool, by direction; a pair's two directions share them."""
+    text_image = model.matching(batch, ("text",), "image")
+    text_audio = model.matching(batch, ("text",), "audio")
+    return {
+        "image_to_text": text_image.T,
+        "text_to_image": text_image,
+        "text_to_audio": text_audio,
+        "audio_to_text": text_audio.T,
+        "text_audio_to_image": model.matching(batch, ("text", "audio"), "image"),
+    }
 
 
 def _spread(recalls: dict[str, list[float]]) -> dict[str, float]:

@@ -50,7 +50,8 @@ def evaluate(
     if not full:
         raise ValueError(f"a retrieval pool of {size} needs as many test triplets, found {len(test.cache)}")
     pools = batches("test", min(settings.pools, full) * size, size)
-    validation = batches("validation", len(loaders["validation"].cache) // size * size, size)
+    rows = min(settings.validation_pools, len(loaders["validation"].cache) // size) * size
+    validation = batches("validation", rows, size)
     say(f"retrieval in {len(pools)} pools of {size}")
     weights = pretrained.best_weights(model, validation or pools[:1])
     options = {"matching_pools": settings.matching_pools, "rerank_top": settings.rerank_top}

@@ -251,11 +251,11 @@ class TransformerStack(nn.Module):
             return merge_heads(params["self_out"], attention(q, k, v, mask, keys[1], rate))
 
         def cross_attention(x):
-            kv = jnp.broadcast_to(memory_kv, (x.shape[0], *memory_kv.shape[1:]))
             q = dense(params["query"], x)
-            return merge_heads(
-                params["cross_out"], attention(q, kv[:, :, 0], kv[:, :, 1], memory_mask, keys[3], rate)
-            )
+            if memory_kv.shape[0] < q.shape[0]:  # one memory for all rows: their queries become one long row
+                q = q.reshape(1, -1, *q.shape[2:])
+            out = attention(q, memory_kv[:, :, 0], memory_kv[:, :, 1], memory_mask, keys[3], rate)
+            return merge_heads(params["cross_out"], out.reshape(*x.shape[:2], *out.shape[2:]))
 
         x = residual("self_norm", x, self_attention, keys[0])
         if self.cross_attention:

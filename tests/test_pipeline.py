@@ -1,0 +1,104 @@
+"""The whole run at the smallest sizes: every stage, every key of results.json, the report, a second run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opt_jax import pipeline
+from opt_jax.cache import CacheError
+from opt_jax.configuration import load
+from opt_jax.evaluation.pretrained import DIRECTIONS, INPUT_SETS
+from opt_jax.stages import StageMismatch
+
+ROOT = Path(__file__).parents[1]
+
+
+def smallest_config(workdir):
+    """`tiny`, with sizes at which a stage takes seconds: it learns nothing."""
+    config = load(ROOT / "configs" / "pretrain.py", "tiny")
+    config.workdir = str(workdir)
+    config.data.spoken_scenes.update(train=32, validation=10, test=20, shard_size=16)
+    config.encoders.detector.train.update(steps=2, batch_size=4)
+    config.encoders.dvae.train.update(steps=2, batch_size=4)
+    config.encoders.wav2vec2.ssl.train.update(steps=1, batch_size=4)
+    config.encoders.wav2vec2.ctc.train.update(steps=1, batch_size=4)
+    config.cache.examples_per_shard = 16
+    config.loader.update(text_lengths=(20,), audio_lengths=(64,))
+    decoder = dict(num_layers=1, num_heads=2, mlp_size=32)
+    config.model.update(hidden_size=32, num_layers=2, num_heads=2, mlp_size=32, num_alignment_layers=1)
+    config.model.update(text_decoder=decoder, image_decoder=decoder)
+    config.train.update(steps=3, batch_size=8, log_every=1, warmup_steps=1)
+    config.train.mesh.update(data=1, fsdp=1, tensor=1)
+    config.evaluation.update(batch_size=10, pool_size=10, pools=2, texts=10, probe_train=20, pictures=4)
+    config.evaluation.update(examples=1, rerank_top=3, max_new_tokens=4, beams=2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    config = smallest_config(workdir)
+    return config, workdir, pipeline.run(config, workdir)
+
+
+def test_results_have_every_key_and_are_finite(finished):
+    _, workdir, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == results
+    scorers = ("retrieval", "retrieval_alignment", "retrieval_matching", "retrieval_likelihood")
+    wanted = [f"{scorer}/{way}/R@{k}" for scorer in scorers for way in DIRECTIONS for k in (1, 5, 10)]
+    wanted += [f"speech_recognition/{source}/WER" for source in ("audio", "audio_image")]
+    wanted += [
+        f"captioning/{source}/{metric}"
+        for source in ("image", "audio", "image_audio")
+        for metric in ("BLEU-4", "CIDEr")
+    ]
+    wanted += [f"classification/{name}/mAP" for name in INPUT_SETS]
+    wanted += ["text_to_image/code_accuracy", "text_to_image/named_objects_found", "seconds/pretrain"]
+    for key in wanted:
+        assert np.isfinite(results[key]), key
+
+
+def test_every_objective_was_logged(finished):
+    config, workdir, _ = finished
+    lines = [json.loads(line) for line in (workdir / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for name in config.objectives.weights:
+        assert np.isfinite(lines[0][name]), name
+
+
+def test_report_is_one_file_with_pictures_and_speech(finished):
+    page = (finished[1] / "report.html").read_text()
+    assert page.count("data:image/png;base64") >= 4 and "data:audio/wav;base64" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+
+
+def test_a_second_run_makes_nothing_again(finished, capsys):
+    config, workdir, results = finished
+    again = pipeline.run(config, workdir)
+    told = capsys.readouterr().out
+    encoders = [f"encoders/{name}" for name in pipeline.ENCODERS]
+    for stage in ("data", *encoders, "cache/train", "evaluation"):
+        assert f"{stage}: up to date" in told
+    assert again == results
+
+
+def test_other_data_in_the_same_workdir_is_refused(finished):
+    config, workdir, _ = finished
+    other = config.copy_and_resolve_references()
+    other.data.spoken_scenes.train = 48
+    with pytest.raises(StageMismatch, match="32 -> 48"):
+        pipeline.run(other, workdir)
+
+
+def test_a_damaged_cache_is_named(finished):
+    config, workdir, _ = finished
+    shard = next((workdir / "cache" / "test" / "features").glob("*.array_record*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-10])
+    try:
+        with pytest.raises(CacheError, match=shard.name):
+            pipeline.run(config, workdir)
+    finally:
+        shard.write_bytes(content)
