@@ -37,7 +37,7 @@ VARIANTS = {
         regions=8,
         buckets=dict(text_lengths=(20, 20), audio_lengths=(36, 64)),
         placeholder_lengths=dict(text=12, image=6, audio=32),
-        train=dict(steps=2500, batch_size=32, learning_rate=1e-3, warmup_steps=150, decay="cosine"),
+        train=dict(steps=1900, batch_size=32, learning_rate=1e-3, warmup_steps=150, decay="cosine"),
     ),
     "small": dict(
         model=dict(hidden_size=256, num_layers=6, num_heads=8, num_alignment_layers=3, alignment_size=128),
@@ -172,7 +172,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.objectives.macl_temperature = 0.1  # [port]; with the paper's 1 the loss cannot fall below 2.2
     config.objectives.label_smoothing = 0.0 if embedded else 0.1  # 0.1 [port]
     # Share of the replacements in matching that are drawn by similarity.
-    config.objectives.hard_negative_fraction = 0.0 if paper else 0.5
+    config.objectives.hard_negative_fraction = 0.0 if paper else 0.2 if embedded else 0.5
     config.objectives.hard_negative_temperature = 0.1
 
     # --- training ---------------------------------------------------------------------------------

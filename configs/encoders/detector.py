@@ -61,7 +61,7 @@ def _tiny() -> ConfigDict:
             ),
             loss_weights=dict(rpn_objectness=1.0, rpn_box=1.0, roi_class=1.0, roi_box=1.0),
             train=dict(
-                steps=800,
+                steps=500,
                 batch_size=16,
                 learning_rate=2e-3,
                 warmup_steps=50,

@@ -57,27 +57,54 @@ def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
     return scores
 
 
-def best_weights(model: Model, batches) -> dict[str, dict[str, float]]:
-    """For each direction the weights of the scorers whose sum ranks best (R@1, then R@5) on validation
-    pools."""
-    pools = [(linear_scores(model, batch), _correct(batch)) for batch in batches]
+def best_weights(model: Model, batches, rerank_top: int) -> dict[str, dict[str, float]]:
+    """For each direction the weights that rank best (R@1, then R@5) on validation pools.
+
+    First those of the scorers of linear cost, then that of matching in re-ranking the first `rerank_top` of
+    their sum; 0 leaves a scorer out.
+    """
+    pools = [(batch, linear_scores(model, batch), _correct(batch)) for batch in batches]
     chosen = {}
     for direction in DIRECTIONS:
-        names = sorted(pools[0][0][direction])
+        names = sorted(pools[0][1][direction])
         options = [dict.fromkeys(names, 1.0)]
         if len(names) == 2:
-            options = [{"alignment": 1.0, "likelihood": weight} for weight in WEIGHTS] + [
-                {"alignment": 0.0, "likelihood": 1.0}
+            options = [{"alignment": 1.0, "likelihood": weight} for weight in WEIGHTS]
+            options += [{"alignment": 0.0, "likelihood": 1.0}]
+        totals = [[combined(scores[direction], weights) for _, scores, _ in pools] for weights in options]
+        best = max(range(len(options)), key=lambda i, totals=totals: _quality(totals[i], pools))
+        weights, total = options[best], totals[best]
+        if rerank_top:
+            tops = [
+                matching_top(model, batch, direction, scores, rerank_top)
+                for (batch, *_), scores in zip(pools, total, strict=True)
             ]
-
-        def quality(weights, direction=direction):
-            recalls = [
-                recall_at_k(combined(scores[direction], weights), correct) for scores, correct in pools
-            ]
-            return [np.mean([recall[k] for recall in recalls]) for k in ("R@1", "R@5")]
-
-        chosen[direction] = max(options, key=quality)
+            reranked = {
+                weight: [reordered(x, *top, weight) for x, top in zip(total, tops, strict=True)]
+                for weight in (0.0, *WEIGHTS[1:])
+            }
+            weights = weights | {"matching": max(reranked, key=lambda w, r=reranked: _quality(r[w], pools))}
+        chosen[direction] = weights
     return chosen
+
+
+def _quality(totals, pools) -> list[float]:
+    recalls = [recall_at_k(total, correct) for total, (*_, correct) in zip(totals, pools, strict=True)]
+    return [float(np.mean([recall[k] for recall in recalls])) for k in ("R@1", "R@5")]
+
+
+def matching_top(model: Model, batch, direction: str, total: np.ndarray, number: int):
+    """The best items [P, number] of a direction by `total` [P, P], and matching's scores of them."""
+    queries, item = DIRECTIONS[direction]
+    items = top_k(total, number)
+    return items, model.matching(batch, queries, item, items)
+
+
+def reordered(total: np.ndarray, items: np.ndarray, matching: np.ndarray, weight: float) -> np.ndarray:
+    """`total` [P, P] with `items` [P, k] put in the order of its sum with weighted matching scores [P, k]."""
+    if not weight:
+        return total
+    return rerank(total, items, combine([np.take_along_axis(total, items, 1), matching], [1.0, weight]))
 
 
 def combined(scores: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
@@ -89,8 +116,9 @@ def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top
     """Recall at 1, 5 and 10 of every scorer and direction, the mean over pools; and the best scores, for
     looking at.
 
-    `retrieval/` is the weighted sum of alignment and likelihood; with `rerank_top` its best items are put in
-    the order of the sum with matching. `retrieval_matching/` scores all pairs of the first `matching_pools`
+    `retrieval/` is the weighted sum of alignment and likelihood; where matching has a weight, the best
+    `rerank_top` items are put in the order of the sum with it.
+    `retrieval_matching/` scores all pairs of the first `matching_pools`
     pools.
     Returns: results, and for each pool {direction: scores [P, P]}.
     """
@@ -103,16 +131,13 @@ def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top
     for number, batch in enumerate(batches):
         scores, correct = linear_scores(model, batch), _correct(batch)
         best.append({})
-        for direction, (queries, item) in DIRECTIONS.items():
+        for direction in DIRECTIONS:
             for scorer, matrix in scores[direction].items():
                 note(f"retrieval_{scorer}", direction, matrix, correct)
-            total = combined(scores[direction], weights[direction])
-            if rerank_top:
-                items = top_k(total, rerank_top)
-                matching = model.matching(batch, queries, item, items)
-                total = rerank(
-                    total, items, combine([np.take_along_axis(total, items, 1), matching], [1.0, 1.0])
-                )
+            linear = {name: weights[direction][name] for name in scores[direction]}
+            total = combined(scores[direction], linear)
+            if matching := weights[direction].get("matching"):
+                total = reordered(total, *matching_top(model, batch, direction, total, rerank_top), matching)
             note("retrieval", direction, total, correct)
             best[-1][direction] = total
         if number < matching_pools:

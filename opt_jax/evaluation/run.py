@@ -1,6 +1,5 @@
 """The evaluation stage: all figures of results.json, and examples to look at and listen to."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +52,7 @@ def evaluate(
     rows = min(settings.validation_pools, len(loaders["validation"].cache) // size) * size
     validation = batches("validation", rows, size)
     say(f"retrieval in {len(pools)} pools of {size}")
-    weights = pretrained.best_weights(model, validation or pools[:1])
+    weights = pretrained.best_weights(model, validation or pools[:1], settings.rerank_top)
     options = {"matching_pools": settings.matching_pools, "rerank_top": settings.rerank_top}
     results, best = pretrained.retrieval(model, pools, weights, **options)
     results["retrieval/pool"], results["retrieval/description"] = (
@@ -131,7 +130,5 @@ def describe(weights: dict, rerank_top: int, on_validation: bool) -> str:
         for direction, chosen in weights.items()
     ]
     where = "on validation" if on_validation else "on the first test pool, for want of validation triplets"
-    rerank = f"; the top {rerank_top} put in the order of that sum plus matching" if rerank_top else ""
-    return f"sum of standardised scorers, weights chosen {where} ({json.dumps(parts)[1:-1]}){rerank}".replace(
-        '"', ""
-    )
+    rerank = f"matching orders the best {rerank_top} only" if rerank_top else "matching is not used"
+    return f"sum of standardised scorers, weights chosen {where}; {rerank} ({'; '.join(parts)})"
