@@ -118,4 +118,4 @@ def test_embeddings_and_every_layer():
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.dtype == np.float64 and np.abs(b).max() > 0.5
         np.testing.assert_allclose(a[valid], b[valid], rtol=1e-9, atol=1e-9, err_msg=f"hidden state {i}")
-    np.testing.assert_allclose(whole, found[-1], rtol=1e-12)
+    np.testing.assert_allclose(whole, found[-1], rtol=1e-12, atol=1e-12)
