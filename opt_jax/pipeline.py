@@ -195,8 +195,21 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
     }
     start = time.time()
     directory = workdir / "pretrain"
+    validation = None
+    if config.train.validate_every:
+        held_out = make_loader(config, caches["validation"])
+        size = config.train.batch_size
+        rows = range(len(held_out.cache) // size * size)
+        validation = list(held_out.evaluation_batches(rows, size, held_out.config.buckets[-1])) or None
     params = train(
-        task, loader, config.train, directory, name="pretrain", seed=config.seed, fingerprint=inputs
+        task,
+        loader,
+        config.train,
+        directory,
+        name="pretrain",
+        seed=config.seed,
+        fingerprint=inputs,
+        validation=validation,
     )
     record(directory / "seconds.json", time.time() - start)
     return params, model, statistics

@@ -21,16 +21,22 @@ def smallest_config(workdir):
     config.workdir = str(workdir)
     config.data.spoken_scenes.update(train=32, validation=10, test=20, shard_size=16)
     config.encoders.detector.train.update(steps=2, batch_size=4)
+    config.encoders.dvae.start.update(pictures=16)
+    config.encoders.dvae.start.train.update(steps=1, batch_size=4)
     config.encoders.dvae.train.update(steps=2, batch_size=4)
     config.encoders.wav2vec2.ssl.train.update(steps=1, batch_size=4)
     config.encoders.wav2vec2.ctc.train.update(steps=1, batch_size=4)
+    encoders = config.encoders
+    trains = (encoders.detector.train, encoders.dvae.start.train, encoders.dvae.train)
+    with config.unlocked():  # fake devices gain nothing here, and cost compiling
+        for train in (*trains, encoders.wav2vec2.ssl.train, encoders.wav2vec2.ctc.train, config.train):
+            train.mesh = dict(data=1, fsdp=1, tensor=1)
     config.cache.examples_per_shard = 16
     config.loader.update(text_lengths=(20,), audio_lengths=(64,))
     decoder = dict(num_layers=1, num_heads=2, mlp_size=32)
     config.model.update(hidden_size=32, num_layers=2, num_heads=2, mlp_size=32, num_alignment_layers=1)
     config.model.update(text_decoder=decoder, image_decoder=decoder)
     config.train.update(steps=3, batch_size=8, log_every=1, warmup_steps=1)
-    config.train.mesh.update(data=1, fsdp=1, tensor=1)
     config.evaluation.update(batch_size=10, pool_size=10, pools=2, texts=10, probe_train=20, pictures=4)
     config.evaluation.update(examples=1, rerank_top=3, max_new_tokens=4, beams=2)
     return config

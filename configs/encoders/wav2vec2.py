@@ -183,7 +183,7 @@ def _make_tiny(config):
     config.ctc.update(dict(freeze_feature_encoder=False, mask_probability=0.0))
     config.ctc.train.update(
         dict(
-            steps=320,
+            steps=400,
             batch_size=16,
             learning_rate=1e-3,
             warmup_steps=20,
