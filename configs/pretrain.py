@@ -11,7 +11,7 @@ hour on two CPU cores.
 chooses another variant and overrides a field:
 
     tiny        4 layers, 192 wide; two cores
-    small       6 layers, 256 wide, more data and steps; two cores, about two hours
+    small       6 layers, 256 wide, more data and steps; two cores, hours; not run yet
     base_paper  the paper's model and schedule, as far as the paper tells them
     base        the same size with this project's changes: norms first, alignment layers, contrast
     large       24 layers, 1024 wide, as the released port's large model
@@ -223,7 +223,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
 
     # Minutes of each stage on a quiet machine with two cores; 0: not measured.
-    minutes = dict(data=1.3, tokenizer=0.1, detector=3.3, wav2vec2=3.8, dvae=1.7, cache=2.0)
-    after = dict(pretrain=10.8, evaluation=2.5) if variant == "tiny" else dict(pretrain=0.0, evaluation=0.0)
+    minutes = dict(data=0.9, tokenizer=0.1, detector=2.9, wav2vec2=5.3, dvae=2.4, cache=2.2)
+    after = dict(pretrain=14.2, evaluation=2.5) if variant == "tiny" else dict(pretrain=0.0, evaluation=0.0)
     config.predicted_minutes = ConfigDict(minutes | after)
     return config

@@ -66,9 +66,14 @@ def make_optimizer(config: ml_collections.ConfigDict, mask: Any) -> optax.Gradie
     )
 
 
+def square_sum(array: jax.Array) -> jax.Array:
+    """The sum of squares, computed in float32."""
+    return jnp.sum(jnp.square(array.astype(jnp.float32)))
+
+
 def global_norm(tree: Any) -> jax.Array:
     """The L2 norm over all leaves, computed in float32."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))
+    return jnp.sqrt(sum(square_sum(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def clip(gradients: Any, norm: jax.Array, limit: float) -> Any:

@@ -192,26 +192,35 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         "model": config.model.to_dict(),
         "objectives": config.objectives.to_dict(),
         "loader": config.loader.to_dict(),
+        "audio_stack": config.cache.audio_stack,
+        "max_regions": config.cache.max_regions,
     }
-    start = time.time()
     directory = workdir / "pretrain"
+    directory.mkdir(parents=True, exist_ok=True)
     validation = None
     if config.train.validate_every:
         held_out = make_loader(config, caches["validation"])
         size = config.train.batch_size
         rows = range(len(held_out.cache) // size * size)
         validation = list(held_out.evaluation_batches(rows, size, held_out.config.buckets[-1])) or None
-    params = train(
-        task,
-        loader,
-        config.train,
-        directory,
-        name="pretrain",
-        seed=config.seed,
-        fingerprint=inputs,
-        validation=validation,
-    )
-    record(directory / "seconds.json", time.time() - start)
+    done = (directory / "checkpoints" / "pretrain" / str(config.train.steps)).exists()
+    if done:
+        print(f"pretrain: up to date ({directory})", flush=True)
+    start = time.time()
+    try:
+        params = train(
+            task,
+            loader,
+            config.train,
+            directory,
+            name="pretrain",
+            seed=config.seed,
+            fingerprint=inputs,
+            validation=validation,
+        )
+    finally:
+        if not done:
+            record(directory / "seconds.json", time.time() - start)
     return params, model, statistics
 
 
@@ -228,6 +237,7 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
         "evaluation": config.evaluation.to_dict(),
         "caches": {split: cache.manifest.digest for split, cache in caches.items()},
         "parameters": parameters_digest(params),
+        "max_regions": config.cache.max_regions,
     }
     results = run_stage("evaluation", workdir / "evaluation", inputs, build, collective=False)
     results["seconds/pretrain"] = json.loads((workdir / "pretrain" / "seconds.json").read_text())["seconds"]
@@ -237,7 +247,8 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
         if path.exists():
             results[f"seconds/{stage}"] = json.loads(path.read_text())["seconds"]
     for name in ENCODERS:
-        metrics = json.loads((encoders[name] / "metrics.json").read_text())
+        path = encoders[name] / "metrics.json"  # an encoder made elsewhere may have none
+        metrics = json.loads(path.read_text()) if path.exists() else {}
         results |= {
             f"encoders/{name}/{key}": value
             for key, value in metrics.items()

@@ -109,9 +109,8 @@ def advance(
     Without a finite step, parameters and optimizer state keep their bits. An overflow above the smallest loss
     scale is float16's way of finding its scale, and counts neither as skipped nor as consecutive.
     """
-    params, optimizer = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), update(), (state.params, state.optimizer)
-    )
+    # A branch, which updates in place. Choosing between finished values would need the whole state twice.
+    params, optimizer = jax.lax.cond(finite, update, lambda: (state.params, state.optimizer))
     failed = ~finite & (state.loss_scale <= SMALLEST_LOSS_SCALE)
     scale, good = next_loss_scale(state, finite) if scales_loss else (state.loss_scale, state.good_steps)
     return State(

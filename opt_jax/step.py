@@ -10,7 +10,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from opt_jax.optimizer import clip, global_norm, learning_rate_schedule
+from opt_jax.optimizer import clip, global_norm, learning_rate_schedule, square_sum
 from opt_jax.partitioning import BATCH_AXES, path_name
 from opt_jax.state import State, advance
 
@@ -102,12 +102,15 @@ def _gradients(task, params, batch, key, step, scale, number, mesh):
 
 
 def _suspects(sums: Mapping[str, jax.Array], total: jax.Array, gradients: Any) -> list[tuple[str, jax.Array]]:
-    """(name, is it finite) of all that must be, in the order in which they are blamed."""
+    """(name, is it finite) of all that must be, in the order in which they are blamed.
+
+    A gradient counts as finite if its sum of squares is, which the norm needs too.
+    """
     by_path = jax.tree_util.tree_flatten_with_path(gradients)[0]
     return [
         *((f"the loss {name!r}", jnp.isfinite(sums[name])) for name in sorted(sums)),
         ("the total loss", jnp.isfinite(total)),
-        *((f"the gradient of {path_name(path)}", jnp.all(jnp.isfinite(leaf))) for path, leaf in by_path),
+        *((f"the gradient of {path_name(path)}", jnp.isfinite(square_sum(leaf))) for path, leaf in by_path),
     ]
 
 
