@@ -76,13 +76,12 @@ def evaluate(
 
     say("pictures from texts")
     results |= pretrained.code_accuracy(model, text_batches)
-    picture_batches = batches("test", settings.pictures, settings.pictures)
-    codes = model.codes(picture_batches[0], (True, False, False), settings.seed, top_k=settings.top_k)
+    number = min(settings.pictures, len(test.cache))
+    (batch,) = batches("test", number, number)
+    codes = model.codes(batch, (True, False, False), settings.seed, top_k=settings.top_k)
     frozen = {name: load_frozen(encoders[name]) for name in ("detector", "dvae")}
     pictured = [sources["test"].read(int(row), audio=False) for row in test.cache.source_row[: len(codes)]]
-    found, generated, reconstructed = named_objects_found(
-        frozen, codes, picture_batches[0]["image_codes"], pictured
-    )
+    found, generated, reconstructed = named_objects_found(frozen, codes, batch["image_codes"], pictured)
     results |= found
 
     say("linear probes")

@@ -114,7 +114,8 @@ def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
     if top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
-        least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+        kept = (before < top_p) | (jnp.arange(logits.shape[-1]) == 0)  # the best stays whatever p is
+        least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits < least, NEVER, logits)
     return logits
 

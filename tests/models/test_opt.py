@@ -220,6 +220,7 @@ def test_keep_likely_keeps_the_best_and_the_nucleus():
     assert (np.asarray(keep_likely(logits, 2, 1.0)) > -1e8).tolist() == [[True, True, False, False, False]]
     assert (np.asarray(keep_likely(logits, 0, 0.6)) > -1e8).tolist() == [[True, True, False, False, False]]
     assert (np.asarray(keep_likely(logits, 0, 0.4)) > -1e8).tolist() == [[True, False, False, False, False]]
+    assert (np.asarray(keep_likely(logits, 0, 0.0)) > -1e8).tolist() == [[True, False, False, False, False]]
     assert (np.asarray(keep_likely(logits, 0, 1.0)) > -1e8).all()
 
 
