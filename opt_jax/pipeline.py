@@ -7,7 +7,6 @@ workdir/data -> workdir/encoders/{tokenizer,detector,wav2vec2,dvae} -> workdir/c
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
 from opt_jax.pretraining import corruption_settings, pretraining_task
-from opt_jax.stages import run_stage
+from opt_jax.stages import run_stage, write_record
 from opt_jax.train import train
 
 SPLITS = ("train", "validation", "test")
@@ -256,7 +255,7 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
         }
     results |= {f"triplets/{split}": len(cache) for split, cache in caches.items()}
     results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
-    write_json(workdir / "results.json", dict(sorted(results.items())))
+    write_record(workdir / "results.json", results)
     print(f"report: {write_report(workdir)}", flush=True)
     return results
 
@@ -272,10 +271,4 @@ def parameters_digest(params) -> str:
 def record(path: Path, seconds: float) -> None:
     """Adds to the seconds noted in a file, so that an interrupted stage's parts add up."""
     before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
-    write_json(path, {"seconds": before + seconds})
-
-
-def write_json(path: Path, content: dict) -> None:
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, path)
+    write_record(path, {"seconds": before + seconds})

@@ -1,8 +1,10 @@
 """What the benchmark times (this project's step on a synthetic batch, a matrix product), and the timing."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,11 @@ import numpy as np
 
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
-from opt_jax.objectives.corruption import SAMPLE, Corruption, rows_of
+from opt_jax.objectives.corruption import SAMPLE, rows_of
 from opt_jax.objectives.matching import draw_donors
 from opt_jax.optimizer import make_optimizer, weight_decay_mask
 from opt_jax.partitioning import make_mesh, place_batch, replicated, unbox
-from opt_jax.pretraining import pretraining_task
+from opt_jax.pretraining import corruption_settings, pretraining_task
 from opt_jax.state import fresh, shardings
 from opt_jax.step import Task, make_step
 
@@ -44,24 +46,14 @@ def make_task(config, sizes: Sizes, lengths: tuple[int, int, int]) -> Task:
 
     Placeholders longer than the (T, V, A) positions of the batch are cut, [CLS] being none of the text's.
     """
-    o = config.objectives
-    triple = ("text", "image", "audio")
+    words = SimpleNamespace(vocab_size=sizes.vocab_size, mask_id=4, sep_id=3)
+    corruption = corruption_settings(config, words)
     room = (lengths[0] - 1, *lengths[1:])
-    corruption = Corruption(
-        rows=(o.rows.token, o.rows.modality, o.rows.sample),
-        mask_probability=o.mask_probability,
-        drop_probability=tuple(o.modality_drop_probability[name] for name in triple),
-        dropped_as_absent=o.dropped_as_absent,
-        placeholder_lengths=tuple(map(min, (o.placeholder_lengths[name] for name in triple), room)),
-        sample_drop_probability=o.sample_drop_probability,
-        vocab_size=sizes.vocab_size,
-        mask_id=4,
-        sep_id=3,
-        first_word_id=5,
-    )
+    cut = tuple(map(min, corruption.placeholder_lengths, room))
+    corruption = dataclasses.replace(corruption, placeholder_lengths=cut)
     zero_one = (np.zeros(1, np.float32), np.ones(1, np.float32))
     model = OPT(config.model.to_dict(), sizes)
-    return pretraining_task(model, Statistics(*zero_one, *zero_one), corruption, o)
+    return pretraining_task(model, Statistics(*zero_one, *zero_one), corruption, config.objectives)
 
 
 def corrupted(task: Task, batch: Mapping, rows, seed: int = 0):
