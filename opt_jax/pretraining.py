@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from opt_jax.models.inputs import Statistics, standardise, uncorrupted
-from opt_jax.models.opt import OPT
+from opt_jax.models.opt import OPT, lengths_of
 from opt_jax.objectives.contrast import alignment_contrast, masked_frame_contrast
 from opt_jax.objectives.corruption import MODALITY, SAMPLE, TOKEN, Corruption, corrupt, rows_of, with_rows
 from opt_jax.objectives.masked import accuracy, cross_entropy, squared_error
@@ -70,7 +70,7 @@ def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: 
         return model.apply({"params": params}, *args, method=method, **kwargs)
 
     states, valid = apply("align", batch, key=keys[0])
-    lengths = tuple(batch[f"{name}_valid"].shape[1] for name in ("text", "region", "audio"))
+    lengths = lengths_of(batch)
     t, v, _ = lengths
     seen = jnp.repeat(batch["fused"], jnp.array(lengths), axis=1, total_repeat_length=sum(lengths))
     seen = (valid & seen).at[:, 0].set(True)
@@ -88,7 +88,7 @@ def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: 
             keys[1], batch, states, valid, seen, embeddings, lengths, rows, objectives
         )
 
-    memory = apply("fuse", states, seen, key=keys[2])
+    memory = apply("fuse", states, seen, lengths, key=keys[2])
 
     if {"mlm", "mvfr", "mrc", "mafr", "macl"} & set(weights):
         token = {name: rows_of(value, TOKEN, rows) for name, value in batch.items()}
@@ -122,13 +122,15 @@ def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: 
             weight = (jnp.arange(1, t) < row["text_length"][:, None]) & row["present"][:, :1]
             logits = apply("text_logits", targets, apply("text_memory", x), x_valid, key=keys[3])
             out["dtr"] = cross_entropy(logits, targets, weight, objectives.label_smoothing)
-            out["dtr_accuracy"] = accuracy(logits, targets, weight)
+            hidden = ~(row["fused"] & row["clean"])  # accuracy of what the decoder could not simply copy
+            out["dtr_accuracy"] = accuracy(logits, targets, weight & hidden[:, :1])
         if "dir" in weights:
             codes = row["image_codes"]
             weight = jnp.broadcast_to(row["present"][:, 1:2], codes.shape)
             logits = apply("image_logits", codes, apply("image_memory", x), x_valid, key=keys[4])
             out["dir"] = cross_entropy(logits, codes, weight, objectives.label_smoothing)
-            out["dir_accuracy"] = accuracy(logits, codes, weight)
+            hidden = ~(row["fused"] & row["clean"])
+            out["dir_accuracy"] = accuracy(logits, codes, weight & hidden[:, 1:2])
 
     if "matching" in weights:
         logits = apply("matching_logits", rows_of(memory, SAMPLE, rows))

@@ -32,8 +32,8 @@ def expected(c):
     frames = FA + (FA * d + d) + 2 * d + c.max_audio_positions * d + 2 * d
     encoder = stack(c.num_layers, d, c.mlp_size, False, c.pre_norm)
     alignment = (
-        (2 * d + 3 * (d * e + e) + 1) if c.num_alignment_layers else 0
-    )  # norm, projections, temperature
+        (2 * d + 3 * (d * e + e) + 4 * d + 1) if c.num_alignment_layers else 0
+    )  # norm, projections, agreement, temperature
     heads = 4 * (d * d + d + 2 * d) + W + F + FA + (d * (C + 1) + C + 1) + (5 * d + 5)
     decoders = 0
     for part, symbols, length, own in (

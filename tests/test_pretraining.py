@@ -219,7 +219,7 @@ def test_an_objective_of_weight_zero_is_not_there(left_out):
         (NAMES, ""),
         (
             ("mlm", "dir"),
-            "align log_temperature text_decoder heads/region heads/class heads/frame heads/matching",
+            "log_temperature text_decoder heads/region heads/class heads/frame heads/matching",
         ),
     ],
 )

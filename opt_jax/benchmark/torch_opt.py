@@ -146,6 +146,7 @@ class CrossEncoder(nn.Module):
             self.alignment_norm = nn.LayerNorm(width, config["layer_norm_epsilon"])
             for name in NAMES:
                 setattr(self, f"align_{name}", nn.Linear(width, config["alignment_size"]))
+            self.agreement = nn.Linear(3, width)
             self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config["temperature_init"]))))
             self.temperature_min = config["temperature_min"]
 
@@ -167,7 +168,15 @@ class CrossEncoder(nn.Module):
     def temperature(self):
         return self.log_temperature.exp().clamp(min=self.temperature_min)
 
-    def fuse(self, x, valid):
+    def fuse(self, x, valid, groups):
+        if self.num_alignment_layers:
+            unit = self.embeddings(x, valid, groups)
+            there = [(valid & (groups == number)).any(1) for number in range(3)]
+            cosines = [
+                (unit[a] * unit[b]).sum(1) * (there[a] & there[b]) for a, b in ((0, 1), (0, 2), (1, 2))
+            ]
+            told = self.agreement(torch.stack(cosines, 1) * unit[0].shape[1] ** 0.5)
+            x = torch.cat([x[:, :1] + told[:, None], x[:, 1:]], 1)
         bias = bias_of(valid[:, None, None], x.dtype)
         return self.layers.final_norm(self.layers(x, bias, start=self.num_alignment_layers))
 

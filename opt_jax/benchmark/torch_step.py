@@ -109,7 +109,7 @@ def losses(network: TorchOPT, batch, donors, found, weights, rows, objectives) -
         out["contrastive"] = alignment_contrast(embeddings, batch["clean"], batch["caption_key"], temperature)
     if "matching" in weights:
         states, seen = mismatch(batch, states, valid, seen, donors, rows)
-    memory = network.encoder.fuse(states, seen)
+    memory = network.encoder.fuse(states, seen, groups)
 
     token = {name: rows_of(x, TOKEN, rows) for name, x in batch.items()}
     words, regions, frames = rows_of(memory, TOKEN, rows).split(lengths, 1)

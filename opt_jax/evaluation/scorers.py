@@ -15,7 +15,7 @@ import numpy as np
 from opt_jax.models.cross_encoder import masked_mean
 from opt_jax.models.generation import generate_image_codes, generate_text
 from opt_jax.models.inputs import Statistics, standardise, uncorrupted
-from opt_jax.models.opt import OPT
+from opt_jax.models.opt import OPT, lengths_of
 from opt_jax.objectives.matching import image_for_text_audio_score, pair_score
 
 Keep = tuple[bool, bool, bool]  # which of text, image and audio the model is shown
@@ -50,7 +50,7 @@ class Model:
 
     def _embeddings(self, params, batch):
         states, valid = self.apply(params, "align", uncorrupted(self.standardise(batch)))
-        return self.apply(params, "embeddings", states, valid, _lengths(batch))
+        return self.apply(params, "embeddings", states, valid, lengths_of(batch))
 
     def likelihood(self, batch, source: str) -> np.ndarray:
         """log P(text j | image or audio i) for all pairs of a pool: [P, P]; `source` is 'image' or
@@ -82,22 +82,26 @@ class Model:
 
     def _matching(self, params, batch, candidates, queries, item):
         states, valid = self.apply(params, "align", uncorrupted(self.standardise(batch)))
-        lengths = _lengths(batch)
+        lengths = lengths_of(batch)
         starts = np.cumsum([0, *lengths])
         parts = {name: slice(starts[m] + (m == 0), starts[m + 1]) for m, name in enumerate(NAMES)}
+        shown = [name for name in NAMES if name in (*queries, item)]
+        kept = tuple(
+            length if name in shown else int(name == "text")
+            for name, length in zip(NAMES, lengths, strict=True)
+        )
 
         def one(query, items):
             def fetch(x):
-                rows = [
-                    jnp.broadcast_to(x[query, parts[name]], (len(items), *x[query, parts[name]].shape))
-                    for name in queries
-                ]
-                cls = jnp.broadcast_to(x[query, :1], (len(items), *x[query, :1].shape))
-                return jnp.concatenate([cls, *rows, x[items][:, parts[item]]], axis=1)
+                rows = {name: x[items][:, parts[name]] for name in shown if name == item}
+                for name in queries:
+                    rows[name] = repeated(x[query, parts[name]], len(items))
+                return jnp.concatenate(
+                    [repeated(x[query, :1], len(items)), *(rows[name] for name in shown)], 1
+                )
 
-            return self.apply(
-                params, "matching_logits", self.apply(params, "fuse", fetch(states), fetch(valid))
-            )
+            memory = self.apply(params, "fuse", fetch(states), fetch(valid), kept)
+            return self.apply(params, "matching_logits", memory)
 
         logits = jax.lax.map(lambda pair: one(*pair), (jnp.arange(candidates.shape[0]), candidates))
         if len(queries) == 2:
@@ -157,5 +161,6 @@ class Model:
         return jnp.concatenate(features, axis=-1)
 
 
-def _lengths(batch) -> tuple[int, int, int]:
-    return tuple(batch[f"{field}_valid"].shape[1] for field in FIELDS)
+def repeated(x, number: int):
+    """x [...] as [number, ...]."""
+    return jnp.broadcast_to(x, (number, *x.shape))

@@ -1,8 +1,10 @@
 """The cross-modal encoder (OPT section 3.2), with this project's alignment layers before the fusion.
 
 The first `num_alignment_layers` layers attend within a modality only. Their output gives one embedding per
-modality for the contrast, and is what matching's replacements exchange between samples. With 0 alignment
-layers this is the paper's encoder.
+modality for the contrast, and is what matching's replacements exchange between samples. Before the fusion
+[CLS] is told how well the embeddings of each pair of modalities agree: a product of two modalities, which
+attention and feed-forward layers alone learn only after a long plateau (ViLBERT, arXiv 1908.02265, gives its
+alignment head such a product). With 0 alignment layers this is the paper's encoder.
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ from opt_jax.models.layers import TransformerStack, dense, dense_init, layer_nor
 
 CLS_GROUP = 3
 MODALITIES = ("text", "image", "audio")
+PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 def group_ids(text: int, regions: int, frames: int) -> jax.Array:
@@ -48,6 +51,8 @@ class CrossEncoder(nn.Module):
                 )
                 for name in MODALITIES
             }
+            agreement = dense_init(self.stack["stddev"], (len(PAIRS), d), ("type", "embed"))
+            self.agreement = self.param("agreement", agreement)
             log_temperature = nn.initializers.constant(jnp.log(self.temperature_init))
             self.log_temperature = self.param("log_temperature", partitioned(log_temperature, (), ()))
 
@@ -78,10 +83,23 @@ class CrossEncoder(nn.Module):
         """The contrast's temperature, learned and kept above `temperature_min`."""
         return jnp.maximum(jnp.exp(self.log_temperature), self.temperature_min)
 
-    def fuse(self, x: jax.Array, valid: jax.Array, key) -> jax.Array:
+    def agreements(self, x: jax.Array, valid: jax.Array, groups: jax.Array) -> jax.Array:
+        """sqrt(E) times the cosines of the embeddings of text and image, text and audio, image and audio.
+
+        The factor gives unrelated pairs about unit variance. Returns: [B, 3]; 0 where one of two is absent.
+        """
+        unit = list(self.embeddings(x, valid, groups).values())
+        there = [(valid & (groups == number)).any(1) for number in range(len(MODALITIES))]
+        cosines = [jnp.where(there[a] & there[b], (unit[a] * unit[b]).sum(-1), 0.0) for a, b in PAIRS]
+        return jnp.stack(cosines, axis=-1) * self.alignment_size**0.5
+
+    def fuse(self, x: jax.Array, valid: jax.Array, groups: jax.Array, key) -> jax.Array:
         """Runs the output of `align` through the remaining layers, over all valid [B, S] positions.
 
         Returns: M [B, S, D].
         """
+        if self.num_alignment_layers:
+            told = dense(self.agreement, self.agreements(x, valid, groups).astype(x.dtype))
+            x = x.at[:, 0].add(told)
         x = self.layers(x, valid[:, None, None, :], key=key, start=self.num_alignment_layers)
         return self.layers.normalise_output(x)

@@ -41,6 +41,11 @@ class Sizes:
     codes_per_image: int
 
 
+def lengths_of(inputs: Inputs) -> tuple[int, int, int]:
+    """(T, V, A) of a batch."""
+    return tuple(inputs[name].shape[1] for name in ("text_valid", "region_valid", "audio_valid"))
+
+
 class OPT(nn.Module):
     """The whole model. `config` is the `model` part of a configuration file, `sizes` comes from the feature
     cache."""
@@ -103,8 +108,7 @@ class OPT(nn.Module):
         """Touches every parameter once, which is what initialisation needs."""
         memory, valid = self.encode(inputs)
         if self.config["num_alignment_layers"]:
-            lengths = tuple(inputs[name].shape[1] for name in ("text_valid", "region_valid", "audio_valid"))
-            self.embeddings(*self.align(inputs), lengths)
+            self.embeddings(*self.align(inputs), lengths_of(inputs))
         self.text_logits(inputs["text_ids"][:, 1:], self.text_memory(memory), valid)
         self.image_logits(codes, self.image_memory(memory), valid)
         self.word_logits(memory)
@@ -135,15 +139,15 @@ class OPT(nn.Module):
     def temperature(self) -> jax.Array:
         return self.encoder.temperature()
 
-    def fuse(self, states, valid, key=None) -> jax.Array:
-        """The output of `align` through the fusion layers: M [B, S, D]."""
-        return self.encoder.fuse(states, valid, key)
+    def fuse(self, states, valid, lengths: tuple[int, int, int], key=None) -> jax.Array:
+        """The output of `align` through the fusion layers: M [B, S, D]; lengths = (T, V, A)."""
+        return self.encoder.fuse(states, valid, group_ids(*lengths), key)
 
     def encode(self, inputs: Inputs, key=None) -> tuple[jax.Array, jax.Array]:
         """(M [B, S, D], valid [B, S]) of any subset of modalities."""
         keys = (None, None) if key is None else jax.random.split(key)
         states, valid = self.align(inputs, keys[0])
-        return self.fuse(states, valid, keys[1]), valid
+        return self.fuse(states, valid, lengths_of(inputs), keys[1]), valid
 
     # --- decoders ------------------------------------------------------------------------------------------
 
@@ -194,3 +198,10 @@ class OPT(nn.Module):
     def matching_logits(self, memory):
         """Five logits [B, 5] from M [B, S, D] at [CLS]."""
         return self.heads.matching_logits(memory[:, 0])
+
+    def matching_scores(self, inputs: Inputs) -> jax.Array:
+        """Probabilities [B, 5] of the five sigmoids: all match, only V-A, only T-A, only T-V, none.
+
+        Of two modalities only their own class and the last mean something.
+        """
+        return jax.nn.sigmoid(self.matching_logits(self.encode(inputs)[0]))

@@ -135,7 +135,7 @@ def test_alignment_stays_within_a_modality_and_fusion_does_not(opt):
     (states, valid), (changed, _) = (apply(opt, "align", uncorrupted(b)) for b in (batch, other))
     np.testing.assert_allclose(states[:, : T + V], changed[:, : T + V], atol=1e-6)
     assert not np.allclose(states[:, T + V :], changed[:, T + V :], atol=1e-2)
-    fused, fused_changed = (apply(opt, "fuse", s, valid) for s in (states, changed))
+    fused, fused_changed = (apply(opt, "fuse", s, valid, (T, V, A)) for s in (states, changed))
     assert not np.allclose(fused[:, 0], fused_changed[:, 0], atol=1e-3)
 
 

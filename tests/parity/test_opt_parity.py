@@ -144,7 +144,7 @@ def test_network_and_losses(pre_norm, aligned, corrupted):
             return model.apply({"params": params}, *args, method=method)
 
         states, valid = apply("align", batch)
-        memory = apply("fuse", states, valid)
+        memory = apply("fuse", states, valid, LENGTHS)
         out = {method: apply(method, memory) for method in (*HEADS, "matching_logits")}
         out["text"] = apply("text_logits", batch["text_ids"][:, 1:], apply("text_memory", memory), valid)
         out["image"] = apply("image_logits", batch["image_codes"], apply("image_memory", memory), valid)
@@ -159,9 +159,9 @@ def test_network_and_losses(pre_norm, aligned, corrupted):
     network = TorchOPT(config, SIZES).double().eval()
     copy_parameters(network, params)
     tensors = to_torch(batch, dtype=torch.float64)
-    theirs, theirs_valid, _ = network.align(tensors)
+    theirs, theirs_valid, groups = network.align(tensors)
     assert_same(states[valid], theirs[theirs_valid], "states")
-    theirs = network.encoder.fuse(theirs, theirs_valid)
+    theirs = network.encoder.fuse(theirs, theirs_valid, groups)
     assert_same(memory[valid], theirs[theirs_valid], "memory")
     for method in HEADS:
         assert_same(out[method][valid], getattr(network, method)(theirs)[theirs_valid], method)
