@@ -16,53 +16,70 @@ NEVER = -1e9
 def generate_text(
     model: OPT, params, memory, valid, *, max_length, end_id, pad_id, beams=1, length_penalty=1.0
 ):
-    """The most likely text for M: greedy with one beam, beam search with several.
+    """The most likely text for M: greedy with one beam, beam search with several; `sample` draws instead.
 
     Args:
       memory, valid: M [B, S, D] and [B, S] from `OPT.encode`.
       max_length: positions to decode at most, the end symbol included. end_id, pad_id: of the vocabulary.
+      beams: hypotheses kept alive. One that ends among the best `beams` is finished and leaves; a row is done
+        with `beams` finished ones.
       length_penalty: a hypothesis scores its log-probability divided by its length to this power.
     Returns: ids [B, max_length] (end symbol, then pad_id), log-probability [B] in float32.
     """
     step, cache, table = _decoder(model, params, memory, valid, "text", max_length, beams)
     size = memory.shape[0]
+    rows = jnp.arange(size)
     alive = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)  # all beams start equal: only the first counts
+    nothing = jnp.full((size, max_length), pad_id, jnp.int32), jnp.full(size, NEVER), jnp.full(size, NEVER)
     state = (
         0,
         jnp.full((size, beams, max_length), pad_id, jnp.int32),
         jnp.broadcast_to(alive, (size, beams)),
-        jnp.zeros((size, beams), bool),
-        jnp.zeros((size, beams), jnp.int32),
+        nothing,  # the best finished hypothesis of each row: ids, log-probability, score
+        jnp.zeros(size, jnp.int32),  # how many have finished
         cache,
     )
-    only_pad = jnp.where(jnp.arange(table) == pad_id, 0.0, NEVER)
 
     def running(state):
-        position, _, _, ended, *_ = state
-        return (position < max_length) & ~ended.all()
+        position, _, _, _, finished, _ = state
+        return (position < max_length) & (finished < beams).any()
+
+    def better(best, ids, scores, length, counts):
+        """The best of each row's finished hypothesis and these [B, N], where `counts` [B, N] holds."""
+        values = jnp.where(counts, scores / length**length_penalty, NEVER)
+        first = values.argmax(1)
+        improves = values[rows, first] > best[2]
+        ids = jnp.where(improves[:, None], ids[rows, first], best[0])
+        return ids, *(
+            jnp.where(improves, new[rows, first], old)
+            for new, old in zip((scores, values), best[1:], strict=True)
+        )
 
     def advance(state):
-        position, ids, scores, ended, lengths, cache = state
+        position, ids, scores, best, finished, cache = state
         last = lax.dynamic_index_in_dim(ids, jnp.maximum(position - 1, 0), 2, keepdims=False)
         logits, cache = step(last.reshape(-1), position, cache)
         log_probs = jax.nn.log_softmax(logits).reshape(size, beams, -1)
-        log_probs = jnp.where(ended[..., None], only_pad, log_probs)
-        scores, best = lax.top_k((scores[..., None] + log_probs).reshape(size, -1), beams)
-        parent, symbol = best // table, best % table
-        ids, ended, lengths = (
-            jnp.take_along_axis(x, parent.reshape(parent.shape + (1,) * (x.ndim - 2)), 1)
-            for x in (ids, ended, lengths)
-        )
-        ids = lax.dynamic_update_slice_in_dim(ids, symbol[..., None].astype(jnp.int32), position, 2)
-        lengths += ~ended
-        rows = (jnp.arange(size)[:, None] * beams + parent).reshape(-1)
-        cache = jax.tree.map(lambda x: x[:, rows], cache) if beams > 1 else cache
-        return position + 1, ids, scores, ended | (symbol == end_id), lengths, cache
+        # At most one continuation of each beam ends, so of twice as many as beams enough go on.
+        scores, chosen = lax.top_k((scores[..., None] + log_probs).reshape(size, -1), 2 * beams)
+        parent, symbol = chosen // table, (chosen % table).astype(jnp.int32)
+        ids = jnp.take_along_axis(ids, parent[..., None], 1)
+        ids = lax.dynamic_update_slice_in_dim(ids, symbol[..., None], position, 2)
+        ends = symbol == end_id
+        counts = ends & (jnp.arange(2 * beams) < beams) & (finished < beams)[:, None]
+        best = better(best, ids, scores, position + 1, counts)
+        finished += counts.sum(1)
+        scores, kept = lax.top_k(jnp.where(ends, NEVER, scores), beams)
+        ids, parent = jnp.take_along_axis(ids, kept[..., None], 1), jnp.take_along_axis(parent, kept, 1)
+        source = (rows[:, None] * beams + parent).reshape(-1)
+        cache = jax.tree.map(lambda x: x[:, source], cache) if beams > 1 else cache
+        return position + 1, ids, scores, best, finished, cache
 
-    _, ids, scores, _, lengths, _ = lax.while_loop(running, advance, state)
-    best = (scores / jnp.maximum(lengths, 1) ** length_penalty).argmax(1)
-    rows = jnp.arange(size)
-    return ids[rows, best], scores[rows, best]
+    length, ids, scores, best, finished, _ = lax.while_loop(running, advance, state)
+    # A row that ran out of positions may also give what has not ended.
+    counts = jnp.broadcast_to((finished < beams)[:, None], scores.shape)
+    ids, score, _ = better(best, ids, scores, length, counts)
+    return ids, score
 
 
 def sample(
