@@ -80,11 +80,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
     validate(config)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_record(workdir / "config.json", json.loads(json.dumps(config.to_dict())))
+        if not (workdir / "config.json").exists():
+            record(config, workdir)
         print(describe(config, workdir), flush=True)
     from opt_jax import pipeline  # after the set-up: importing the models may touch the devices
 
     pipeline.run(config, workdir)
+    if jax.process_index() == 0:
+        record(config, workdir)  # now only: what a stage refuses has made nothing that is there
+
+
+def record(config: ConfigDict, workdir: Path) -> None:
+    """Writes the configuration to workdir/config.json."""
+    write_record(workdir / "config.json", json.loads(json.dumps(config.to_dict())))
 
 
 def start_processes(distributed: ConfigDict) -> None:

@@ -77,7 +77,7 @@ def _encoders(config) -> Iterator[str]:
     yield from _positive(config, "encoders.tokenizer.vocab_size")
     for name in ENCODERS:
         directory = config.encoders[name].pretrained
-        for file in ("model.safetensors", "config.json"):
+        for file in ("model.safetensors", "config.json", "model.sha256"):
             if directory and not (Path(directory) / file).is_file():
                 yield (
                     f"config.encoders.{name}.pretrained: there is no {Path(directory) / file};"
@@ -164,6 +164,18 @@ def _objectives(config) -> Iterator[str]:
     yield from _positive(config, "objectives.macl_temperature", "objectives.hard_negative_temperature")
     lengths = objectives.placeholder_lengths
     yield from _positive(config, *(f"objectives.placeholder_lengths.{name}" for name in lengths))
+    loader = config.loader
+    room = {
+        "text": min(loader.text_lengths, default=1) - 1,  # [CLS] stays
+        "image": config.cache.max_regions,
+        "audio": min(loader.audio_lengths, default=0),
+    }
+    for name, positions in room.items():
+        if lengths[name] > positions:
+            yield (
+                f"config.objectives.placeholder_lengths.{name} is {lengths[name]}, but the shortest batches"
+                f" have room for {positions}; shorten it to that"
+            )
 
 
 def _training(config) -> Iterator[str]:
@@ -178,6 +190,12 @@ def _training(config) -> Iterator[str]:
     rows, scenes = train.batch_size, config.data.spoken_scenes.train
     if config.data.source == "spoken_scenes" and rows > scenes:
         yield f"config.train.batch_size is {rows}, more than config.data.spoken_scenes.train {scenes}"
+    held_out = config.data.spoken_scenes.validation
+    if config.data.source == "spoken_scenes" and train.validate_every and rows > held_out:
+        yield (
+            f"config.train.validate_every asks for validation in batches of {rows}, but"
+            f" config.data.spoken_scenes.validation is {held_out}; raise it, or set validate_every to 0"
+        )
 
 
 def _mesh(config, num_devices: int) -> Iterator[str]:
@@ -219,6 +237,12 @@ def _evaluation(config) -> Iterator[str]:
     yield from _not_negative(config, *(f"evaluation.{field}" for field in may_be_zero))
     fields = (field for field in config.evaluation if field not in may_be_zero)
     yield from _positive(config, *(f"evaluation.{field}" for field in fields))
+    longest, positions = config.evaluation.max_new_tokens, config.model.max_text_positions
+    if longest > positions:
+        yield (
+            f"config.evaluation.max_new_tokens is {longest}, more than config.model.max_text_positions"
+            f" {positions}; lower the former"
+        )
     size, test = config.evaluation.pool_size, config.data.spoken_scenes.test
     if config.data.source == "spoken_scenes" and size > test:
         yield f"config.evaluation.pool_size is {size}, more than config.data.spoken_scenes.test {test}"

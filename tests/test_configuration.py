@@ -105,6 +105,10 @@ def test_right_overrides_pass_in_every_form(config):
         ("encoders.tokenizer.kind", "bpe", "config.encoders.tokenizer.kind"),
         ("data.source", "youtube", "config.data.source is 'youtube'"),
         ("evaluation.beams", 0, "config.evaluation.beams is 0"),
+        ("evaluation.max_new_tokens", 33, "config.evaluation.max_new_tokens is 33, more than"),
+        ("objectives.placeholder_lengths.text", 20, "placeholder_lengths.text is 20.*room for 15"),
+        ("objectives.placeholder_lengths.image", 9, "placeholder_lengths.image is 9.*room for 8"),
+        ("objectives.placeholder_lengths.audio", 41, "placeholder_lengths.audio is 41.*room for 40"),
         ("evaluation.pool_size", 501, "config.evaluation.pool_size is 501"),
     ],
 )
@@ -115,6 +119,12 @@ def test_what_does_not_fit_is_refused(config, field, value, message):
         part = part[name]
     part[names[-1]] = value
     with pytest.raises(ConfigError, match=message):
+        validate(config, 8)
+
+
+def test_validation_batches_need_enough_triplets(config):
+    config.train.validate_every, config.data.spoken_scenes.validation = 10, 31
+    with pytest.raises(ConfigError, match="spoken_scenes.validation is 31"):
         validate(config, 8)
 
 

@@ -83,8 +83,12 @@ class Loader:
         self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows)
         self.process_index, self.process_count = process_index, process_count
         self.audio_lengths = plan_lib.stacked_length(cache.frame_counts, config.audio_stack)
-        self.steps_per_epoch = plan_lib.steps_per_epoch(len(self.rows), config.batch_size)
         plan_lib.host_slice(np.arange(config.batch_size), process_index, process_count)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Raises ValueError where the rows do not fill one batch, which only training needs."""
+        return plan_lib.steps_per_epoch(len(self.rows), self.config.batch_size)
 
     def epoch(self, number: int) -> list[Batch]:
         """The global batches of epoch `number`, in order; their indices are rows of the cache."""
