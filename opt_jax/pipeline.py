@@ -2,7 +2,8 @@
 there already.
 
 workdir/data -> workdir/encoders/{tokenizer,detector,wav2vec2,dvae} -> workdir/cache/{train,validation,test}
--> workdir/pretrain -> workdir/evaluation, workdir/results.json, workdir/report.html
+-> workdir/checkpoints/pretrain, workdir/metrics.jsonl, workdir/tensorboard
+-> workdir/evaluation, workdir/results.json, workdir/report.html
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from opt_jax.cache.build import build_cache
 from opt_jax.cache.extractor import Extractor
@@ -22,6 +25,8 @@ from opt_jax.encoders.dvae_training import train_dvae
 from opt_jax.encoders.faster_rcnn_training import train_detector
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.encoders.tokenizer import load_tokenizer, train_tokenizer
+from opt_jax.encoders.wav2vec2 import frame_count
+from opt_jax.encoders.wav2vec2_batches import SAMPLE_RATE
 from opt_jax.encoders.wav2vec2_training import train_wav2vec2
 from opt_jax.evaluation.report import write_report
 from opt_jax.evaluation.run import evaluate
@@ -34,6 +39,7 @@ from opt_jax.train import train
 
 SPLITS = ("train", "validation", "test")
 ENCODERS = ("detector", "wav2vec2", "dvae")
+SECONDS = Path("checkpoints") / "pretrain_seconds.json"
 
 
 def run(config, workdir) -> dict:
@@ -107,6 +113,8 @@ def make_caches(
     """The features of every split, opened with the fingerprint that this configuration asks for."""
     # wav2vec 2.0 makes 50 frames a second.
     max_seconds = config.cache.max_audio_positions * config.cache.audio_stack / 50
+    speech = ConfigDict(load_frozen(encoders["wav2vec2"])[1])
+    max_frames = int(frame_count(int(max_seconds * SAMPLE_RATE), speech))
     paths = [encoders[name] for name in ENCODERS]
     codes = np.prod(load_frozen(encoders["dvae"])[1]["code_grid"])
     caches, extractor = {}, None
@@ -137,12 +145,18 @@ def make_caches(
 
         inputs = {"fingerprint": fingerprint, "examples_per_shard": config.cache.examples_per_shard}
         run_stage(f"cache/{split}", directory, inputs, build, collective=False)
-        caches[split] = FeatureCache(directory / "features", fingerprint)
+        caches[split] = cache = FeatureCache(directory / "features", fingerprint)
+        if at_limit := int((cache.frame_counts >= max_frames).sum()):
+            print(
+                f"cache/{split}: {at_limit} of {len(cache)} recordings reach the {max_seconds:g} s of"
+                " config.cache.max_audio_positions; what is beyond is cut",
+                flush=True,
+            )
     return caches
 
 
-def make_loader(config, cache: FeatureCache) -> Loader:
-    """The loader of one split."""
+def make_loader(config, cache: FeatureCache, *, whole: bool = False) -> Loader:
+    """The loader of one split: this process's rows of each batch, or the whole batches."""
     settings = LoaderConfig(
         batch_size=config.train.batch_size,
         buckets=tuple(zip(config.loader.text_lengths, config.loader.audio_lengths, strict=True)),
@@ -151,7 +165,8 @@ def make_loader(config, cache: FeatureCache) -> Loader:
         seed=config.seed,
         workers=config.loader.workers,
     )
-    return Loader(cache, settings, process_index=jax.process_index(), process_count=jax.process_count())
+    index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
+    return Loader(cache, settings, process_index=index, process_count=count)
 
 
 def build_model(config, cache: FeatureCache, tokenizer, num_codes: int) -> tuple[OPT, Statistics]:
@@ -194,24 +209,24 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         "audio_stack": config.cache.audio_stack,
         "max_regions": config.cache.max_regions,
     }
-    directory = workdir / "pretrain"
-    directory.mkdir(parents=True, exist_ok=True)
     validation = None
     if config.train.validate_every:
         held_out = make_loader(config, caches["validation"])
         size = config.train.batch_size
         rows = range(len(held_out.cache) // size * size)
         validation = list(held_out.evaluation_batches(rows, size, held_out.config.buckets[-1])) or None
-    done = (directory / "checkpoints" / "pretrain" / str(config.train.steps)).exists()
+    checkpoints = workdir / "checkpoints" / "pretrain"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    done = (checkpoints / str(config.train.steps)).exists()
     if done:
-        print(f"pretrain: up to date ({directory})", flush=True)
+        print(f"pretrain: up to date ({checkpoints})", flush=True)
     start = time.time()
     try:
         params = train(
             task,
             loader,
             config.train,
-            directory,
+            workdir,
             name="pretrain",
             seed=config.seed,
             fingerprint=inputs,
@@ -219,14 +234,17 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         )
     finally:
         if not done:
-            record(directory / "seconds.json", time.time() - start)
+            record(workdir / SECONDS, time.time() - start)
     return params, model, statistics
 
 
 def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, trained) -> dict:
     """Evaluates, and writes results.json and report.html."""
     model, params, statistics = trained
-    loaders = {split: make_loader(config, cache) for split, cache in caches.items()}
+    if jax.process_count() > 1:
+        # One process evaluates, so it needs every shard of the parameters.
+        params = multihost_utils.process_allgather(params, tiled=True)
+    loaders = {split: make_loader(config, cache, whole=True) for split, cache in caches.items()}
 
     def build(path):
         scorers = Model(model, params, statistics)
@@ -239,7 +257,7 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
         "max_regions": config.cache.max_regions,
     }
     results = run_stage("evaluation", workdir / "evaluation", inputs, build, collective=False)
-    results["seconds/pretrain"] = json.loads((workdir / "pretrain" / "seconds.json").read_text())["seconds"]
+    results["seconds/pretrain"] = json.loads((workdir / SECONDS).read_text())["seconds"]
     encoder_stages = [f"encoders/{name}" for name in ("tokenizer", *ENCODERS)]
     for stage in ("data", *encoder_stages, *(f"cache/{split}" for split in SPLITS), "evaluation"):
         path = workdir / stage / "stage.json"

@@ -68,7 +68,7 @@ def test_results_have_every_key_and_are_finite(finished):
 
 def test_every_objective_was_logged(finished):
     config, workdir, _ = finished
-    lines = [json.loads(line) for line in (workdir / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for name in config.objectives.weights:  # null where a step had nothing to ask of this objective
         values = [line[name] for line in lines if line[name] is not None]

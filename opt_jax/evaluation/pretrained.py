@@ -12,6 +12,7 @@ from opt_jax.evaluation.classification import (
     linear_probe,
     mean_average_precision,
 )
+from opt_jax.evaluation.paired import paired_difference, pools
 from opt_jax.evaluation.retrieval import combine, debias, equal_captions, recall_at_k, rerank, top_k
 from opt_jax.evaluation.scorers import Model
 from opt_jax.evaluation.speech_recognition import error_rates
@@ -143,7 +144,10 @@ def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top
         if number < matching_pools:
             for direction, matrix in matching_scores(model, batch).items():
                 note("retrieval_matching", direction, matrix, correct)
-    return {key: float(np.mean(values)) for key, values in recalls.items()} | _spread(recalls), best
+    results = {key: float(np.mean(values)) for key, values in recalls.items()} | _spread(recalls)
+    of_both, of_text = (recalls[f"retrieval/{name}/R@1"] for name in ("text_audio_to_image", "text_to_image"))
+    results |= _paired("R@1 of text+audio minus text to image", of_both, of_text)
+    return results, best
 
 
 def matching_scores(model: Model, batch) -> dict[str, np.ndarray]:
@@ -172,6 +176,14 @@ def _spread(recalls: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
+def _paired(name: str, one: list[float], other: list[float]) -> dict[str, float]:
+    """{paired/<name>: mean difference over the same pools, .../standard_error}; nothing for a single pool."""
+    if len(one) < 2:
+        return {}
+    difference, error = paired_difference(one, other)
+    return {f"paired/{name}": difference, f"paired/{name}/standard_error": error}
+
+
 def _correct(batch) -> np.ndarray:
     return equal_captions(batch["caption_key"], batch["caption_key"])
 
@@ -191,13 +203,21 @@ def write_texts(model: Model, batches, keep, tokenizer, *, max_length: int, beam
     return texts
 
 
-def speech_recognition(texts: dict[str, list[str]], truths: list[str]) -> dict[str, float]:
-    """WER and CER of transcripts {'audio': ..., 'audio_image': ...}."""
+def speech_recognition(
+    texts: dict[str, list[str]], truths: list[str], number_of_pools: int
+) -> dict[str, float]:
+    """WER and CER of transcripts {'audio': ..., 'audio_image': ...}, and what the image changes, with its
+    error over `number_of_pools` parts of the transcripts."""
     results = {}
     for source, hypotheses in texts.items():
         for name, value in error_rates(truths, hypotheses).items():
             results[f"speech_recognition/{source}/{name}"] = value
-    return results
+    rates = {source: [] for source in texts}
+    for pool in pools(len(truths), min(number_of_pools, len(truths))):
+        for source, hypotheses in texts.items():
+            part = error_rates([truths[i] for i in pool], [hypotheses[i] for i in pool])
+            rates[source].append(part["WER"])
+    return results | _paired("WER of audio+image minus audio", rates["audio_image"], rates["audio"])
 
 
 def captioning(texts: dict[str, list[str]], references: list[list[str]]) -> dict[str, float]:

@@ -13,7 +13,7 @@ What it reads, all under the work directory; whatever is missing leaves its sect
   `encoders/<encoder>/<figure>` in the encoder's own unit, `seconds/<stage>`. For the summary line:
   `triplets/train`, `triplets/test`, `parameters`. Keys of no section are listed at the end.
 - `config.json`: shown as it is; its `variant`, if a text, is in the title.
-- `pretrain/metrics.jsonl` and `encoders/**/metrics.jsonl`, see `opt_jax.metrics_log`.
+- `metrics.jsonl` and `encoders/**/metrics.jsonl`, see `opt_jax.metrics_log`.
 - `encoders/**/*.png`: pictures the encoders' trainings left, such as dvae/before_after.png.
 - `evaluation/examples.json`: {
     "retrieval":   [{"direction": as above, "query": {any of "text", "image", "audio"},
@@ -80,7 +80,7 @@ def write_report(workdir: Path) -> Path:
             name: _list(examples, name) for name in ("retrieval", "captions", "transcripts", "generated")
         },
         media=Media(workdir / "evaluation"),
-        pretraining=_trainings(workdir / "pretrain" / "metrics.jsonl"),
+        pretraining=_trainings(workdir / "metrics.jsonl"),
         encoders=_encoders(workdir / "encoders", results),
         others={k: v for k, v in results.items() if not _has_place(k)},
     )

@@ -70,7 +70,7 @@ def evaluate(
         texts[name] = pretrained.write_texts(model, text_batches, keep, tokenizer, **lengths_and_beams)
     truths = [triplet.caption for triplet in triplets]
     results |= pretrained.speech_recognition(
-        {"audio": texts["audio"], "audio_image": texts["image_audio"]}, truths
+        {"audio": texts["audio"], "audio_image": texts["image_audio"]}, truths, settings.pools
     )
     results |= pretrained.captioning(texts, [list(triplet.references) for triplet in triplets])
 

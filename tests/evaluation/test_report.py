@@ -103,7 +103,7 @@ def run(tmp_path):
         }
         for s in range(1, 5)
     ] + [{"name": "pretrain", "step": 4, "validation/total": 5.5}]
-    (tmp_path / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "encoders" / "dvae").mkdir(parents=True)
     (tmp_path / "encoders" / "dvae" / "before_after.png").write_bytes(PNG)
     (tmp_path / "encoders" / "dvae" / "metrics.jsonl").write_text(
