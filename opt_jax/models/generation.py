@@ -29,8 +29,11 @@ def generate_text(
     step, cache, table = _decoder(model, params, memory, valid, "text", max_length, beams)
     size = memory.shape[0]
     rows = jnp.arange(size)
-    alive = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)  # all beams start equal: only the first counts
-    nothing = jnp.full((size, max_length), pad_id, jnp.int32), jnp.full(size, NEVER), jnp.full(size, NEVER)
+    dtype = jnp.promote_types(memory.dtype, jnp.float32)  # of the logits
+    # All beams start equal: only the first counts.
+    alive = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER).astype(dtype)
+    never = jnp.full(size, NEVER, dtype)
+    nothing = jnp.full((size, max_length), pad_id, jnp.int32), never, never
     state = (
         0,
         jnp.full((size, beams, max_length), pad_id, jnp.int32),
@@ -68,7 +71,7 @@ def generate_text(
         ends = symbol == end_id
         counts = ends & (jnp.arange(2 * beams) < beams) & (finished < beams)[:, None]
         best = better(best, ids, scores, position + 1, counts)
-        finished += counts.sum(1)
+        finished += counts.sum(1, dtype=jnp.int32)
         scores, kept = lax.top_k(jnp.where(ends, NEVER, scores), beams)
         ids, parent = jnp.take_along_axis(ids, kept[..., None], 1), jnp.take_along_axis(parent, kept, 1)
         source = (rows[:, None] * beams + parent).reshape(-1)
@@ -110,8 +113,8 @@ def sample(
         score += jnp.where(ended, 0.0, log_prob)
         return (symbol, ended | (symbol == end_id), score, cache), symbol
 
-    size = memory.shape[0]
-    start = (jnp.zeros(size, jnp.int32), jnp.zeros(size, bool), jnp.zeros(size, jnp.float32), cache)
+    size, dtype = memory.shape[0], jnp.promote_types(memory.dtype, jnp.float32)
+    start = (jnp.zeros(size, jnp.int32), jnp.zeros(size, bool), jnp.zeros(size, dtype), cache)
     (_, _, score, _), symbols = lax.scan(advance, start, jnp.arange(length))
     return symbols.T, score
 

@@ -205,14 +205,31 @@ def test_greedy_and_beam_search_against_scores_by_teacher_forcing():
     ends = np.cumsum(np.asarray(drawn) == 3, axis=1) - (np.asarray(drawn) == 3) > 0
     np.testing.assert_array_equal(np.where(ends, 0, drawn), greedy)
     np.testing.assert_allclose(drawn_score, greedy_score, atol=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
+def test_beam_search_finds_the_best_text_of_two_symbols(length_penalty):
+    opt = model, params = make(True)
+    options = dict(max_length=2, beams=23, end_id=3, pad_id=0, length_penalty=length_penalty)
+    memory, valid = apply(opt, "encode", uncorrupted(make_batch()))
     # 23 beams keep every first symbol, which is enough to find the best of all 23 ** 2 pairs.
-    found, score = search(memory, valid, 2, 23)
+    found, score = jax.jit(lambda memory, valid: generate_text(model, params, memory, valid, **options))(
+        memory, valid
+    )
     every = np.stack(np.meshgrid(np.arange(23), np.arange(23), indexing="ij"), -1).reshape(-1, 2)
+    lengths = np.where(every[:, 0] == 3, 1, 2)
     for row in range(B):
         rows = jnp.full(len(every), row)
         scores = sequence_score(opt, memory[rows], valid[rows], every, 3)
-        np.testing.assert_allclose(score[row], scores.max(), atol=1e-4)
-        np.testing.assert_allclose(scores[found[row, 0] * 23 + found[row, 1]], scores.max(), atol=1e-4)
+        best = (scores / lengths**length_penalty).argmax()
+        np.testing.assert_allclose(score[row], scores[best], atol=1e-4)
+        np.testing.assert_allclose(scores[found[row, 0] * 23 + found[row, 1]], scores[best], atol=1e-4)
+
+
+def test_matching_scores_are_the_sigmoids_of_the_head(opt):
+    inputs = uncorrupted(make_batch())
+    logits = apply(opt, "matching_logits", apply(opt, "encode", inputs)[0])
+    np.testing.assert_allclose(apply(opt, "matching_scores", inputs), 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
 def test_keep_likely_keeps_the_best_and_the_nucleus():
