@@ -6,7 +6,6 @@ Interrupted, the same command goes on where it was. Exit codes: 0 done; 2 the co
 the data do not fit (the message says what to do); 130 and 143 interrupted.
 """
 
-import json
 import os
 import signal
 import sys
@@ -81,18 +80,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
-            record(config, workdir)
+            write_record(workdir / "config.json", config.to_dict())
         print(describe(config, workdir), flush=True)
     from opt_jax import pipeline  # after the set-up: importing the models may touch the devices
 
     pipeline.run(config, workdir)
-    if jax.process_index() == 0:
-        record(config, workdir)  # now only: what a stage refuses has made nothing that is there
-
-
-def record(config: ConfigDict, workdir: Path) -> None:
-    """Writes the configuration to workdir/config.json."""
-    write_record(workdir / "config.json", json.loads(json.dumps(config.to_dict())))
 
 
 def start_processes(distributed: ConfigDict) -> None:
@@ -141,12 +133,13 @@ def expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message tells the user what to do; imported only when something was raised."""
     from opt_jax import checkpoints, window
     from opt_jax.cache.manifest import CacheError
+    from opt_jax.data.triplet import SourceError
     from opt_jax.encoders.frozen import FrozenEncoderError
     from opt_jax.encoders.tokenizer import TokenizerError
     from opt_jax.encoders.wav2vec2_batches import NoUsableClipsError
 
     training = (checkpoints.FingerprintMismatch, checkpoints.DamagedCheckpoint, window.NonFiniteError)
-    data = (CacheError, FrozenEncoderError, TokenizerError, NoUsableClipsError)
+    data = (SourceError, CacheError, FrozenEncoderError, TokenizerError, NoUsableClipsError)
     return (ConfigError, StageMismatch, *training, *data)
 
 

@@ -7,6 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 
+class SourceError(RuntimeError):
+    """Raw data is missing or damaged; the message names the file."""
+
+
 @dataclass(frozen=True)
 class Triplet:
     """One sample: a picture, a sentence about it and the sentence spoken; any of the three may be absent.

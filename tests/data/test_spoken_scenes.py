@@ -4,13 +4,14 @@ import filecmp
 import importlib
 import json
 import pickle
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
 from opt_jax.data.spoken_scenes import SpokenScenes, default_config, generate
-from opt_jax.data.triplet import Source
+from opt_jax.data.triplet import Source, SourceError
 
 generation = importlib.import_module("opt_jax.data.spoken_scenes.generation")
 
@@ -38,18 +39,18 @@ def _assert_same_files(a, b):
 def test_interrupted_generation_resumes_to_the_same_bytes(world, tmp_path, monkeypatch):
     run_process, made = generation._run_process, []
 
-    def killed_at_the_second(task):
+    def killed_at_the_second(task, running):
         made.append(task.path)
         if len(made) == 2:
             (tmp_path / "train" / "train.array_record-00001-of-00002.writing1").write_text("half a shard")
             yield 1, "killed"
         else:
-            yield from run_process(task)
+            yield from run_process(task, running)
 
     monkeypatch.setattr(generation, "_run_process", killed_at_the_second)
     with pytest.raises(RuntimeError, match="killed"):
         generate(tmp_path, _config(), seed=3, processes=1)
-    with pytest.raises(FileNotFoundError, match="manifest.json is missing"):
+    with pytest.raises(SourceError, match="manifest.json is missing"):
         SpokenScenes(tmp_path, "train")
 
     generate(tmp_path, _config(), seed=3, processes=1)
@@ -123,6 +124,17 @@ def test_parts_and_pickles(world):
     assert np.array_equal(picture.image, whole.image) and np.array_equal(sound.audio, whole.audio)
     with pytest.raises(IndexError, match="sample 7"):
         source[7]
+
+
+def test_a_damaged_shard_is_named(world, tmp_path):
+    shutil.copytree(world, tmp_path / "world")
+    shard = sorted((tmp_path / "world" / "train").glob("*.array_record*"))[0]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(SourceError, match=f"{shard.name}.*delete"):
+        [SpokenScenes(tmp_path / "world", "train")[index] for index in range(3)]
+    (tmp_path / "world" / "test" / "manifest.json").write_text("{")
+    with pytest.raises(SourceError, match="manifest.json is missing or damaged"):
+        SpokenScenes(tmp_path / "world", "test")
 
 
 def test_fingerprints_tell_splits_apart(world):

@@ -118,6 +118,8 @@ def _is_complete(folder: Path, tasks: list[ShardTask]) -> bool:
 def _make_shards(tasks: list[ShardTask], processes: int) -> None:
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     failures: list[str] = []
+    running: set[subprocess.Popen] = set()
+    stopped = threading.Event()
     lock = threading.Lock()
     with progress(sum(task.count for task in tasks), "Spoken Scenes") as bar:
         for task in tasks:
@@ -128,14 +130,14 @@ def _make_shards(tasks: list[ShardTask], processes: int) -> None:
                 waiting.put(task)
 
         def work():
-            while not failures:
+            while not (failures or stopped.is_set()):
                 try:
                     task = waiting.get_nowait()
                 except queue.Empty:
                     return
                 done = 0
-                for now, error in _run_process(task):
-                    if error:
+                for now, error in _run_process(task, running):
+                    if error and not stopped.is_set():
                         failures.append(error)
                     with lock:
                         bar.update(now - done)
@@ -144,14 +146,22 @@ def _make_shards(tasks: list[ShardTask], processes: int) -> None:
         threads = [threading.Thread(target=work) for _ in range(processes)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        finally:  # interrupted: an unfinished shard is made again by the next run
+            stopped.set()
+            for process in list(running):
+                process.terminate()
     if failures:
         raise RuntimeError(failures[0])
 
 
-def _run_process(task: ShardTask):
-    """Yields (samples done, None) while the shard's process runs, and (samples done, message) if it fails."""
+def _run_process(task: ShardTask, running: set[subprocess.Popen]):
+    """Yields (samples done, None) while the shard's process runs, and (samples done, message) if it fails.
+
+    The process is in `running` as long as it lives.
+    """
     root = str(Path(__file__).resolve().parents[3])  # the checkout, also when the package is not installed
     paths = [root] + [p for p in (os.environ.get("PYTHONPATH"),) if p]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -162,11 +172,13 @@ def _run_process(task: ShardTask):
         command = [sys.executable, "-m", "opt_jax.data.spoken_scenes.shard"]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+            running.add(process)
             process.stdin.write(json.dumps(dataclasses.asdict(task)))
             process.stdin.close()
             for line in process.stdout:
                 done = int(line)
                 yield done, None
+        running.discard(process)
         if process.returncode != 0:
             errors.seek(0)
             why = errors.read()[-2000:]

@@ -11,7 +11,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 
 from opt_jax.data.spoken_scenes.record import decode
-from opt_jax.data.triplet import Triplet
+from opt_jax.data.triplet import SourceError, Triplet
 
 
 class SpokenScenes:
@@ -22,16 +22,19 @@ class SpokenScenes:
       split: 'train', 'validation' or 'test'.
 
     Raises:
-      FileNotFoundError: the split is not there or not finished.
+      SourceError: the split is not there, not finished, or its manifest is damaged.
     """
 
     def __init__(self, directory, split: str):
         self._folder = Path(directory) / split
         path = self._folder / "manifest.json"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: generate Spoken Scenes in {directory} first")
-        content = path.read_bytes()
-        manifest = json.loads(content)
+        try:
+            content = path.read_bytes()
+            manifest = json.loads(content)
+        except (FileNotFoundError, ValueError) as error:
+            raise SourceError(
+                f"{path} is missing or damaged ({error}); delete {directory} and generate Spoken Scenes again"
+            ) from error
         self.split = split
         self.class_names: list[str] = manifest["class_names"]
         self._digest = hashlib.sha256(content).hexdigest()
@@ -51,10 +54,18 @@ class SpokenScenes:
 
         Raises:
           IndexError: `index` is outside [0, len).
+          SourceError: the shard is missing or damaged.
         """
         self._check(index)
         shard = bisect.bisect_right(self._starts, index) - 1
-        (record,) = self._reader(shard).read([index - self._starts[shard]])
+        try:
+            (record,) = self._reader(shard).read([index - self._starts[shard]])
+        except (RuntimeError, ValueError) as error:  # what ArrayRecord raises for files that it cannot read
+            path = self._folder / self._files[shard]
+            raise SourceError(
+                f"{path}: sample {index} cannot be read ({error}); delete {self._folder.parent},"
+                " and it is made again"
+            ) from error
         return decode(record, image=image, audio=audio)
 
     def caption(self, index: int) -> str:
