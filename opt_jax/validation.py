@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from opt_jax.configuration import ConfigError
+from opt_jax.data.spoken_scenes.scene import CLASS_NAMES
 from opt_jax.stages import DONE
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -28,7 +29,8 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
     """
     num_devices = jax.device_count() if num_devices is None else num_devices
     checks = (_data, _encoders, _lengths, _model, _objectives, _training, _evaluation)
-    problems = [problem for check in checks for problem in check(config)] + list(_mesh(config, num_devices))
+    problems = [problem for check in checks for problem in check(config)]
+    problems += [*_mesh(config, num_devices), *_encoder_batches(config, num_devices)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -83,6 +85,35 @@ def _encoders(config) -> Iterator[str]:
                     f"config.encoders.{name}.pretrained: there is no {Path(directory) / file};"
                     " name the directory of a frozen encoder, or '' to train one"
                 )
+    yield from _recipes(config)
+
+
+def _recipes(config) -> Iterator[str]:
+    """What the recipes of the encoders that are trained here would stumble over later."""
+    detector, wav2vec2, dvae = (config.encoders[name] for name in ENCODERS)
+    embedded = config.data.source == "spoken_scenes"
+    if embedded and not detector.pretrained:
+        if detector.model.num_classes != len(CLASS_NAMES):
+            yield (
+                f"config.encoders.detector.model.num_classes is {detector.model.num_classes}; Spoken Scenes"
+                f" have {len(CLASS_NAMES)}"
+            )
+        if detector.max_objects < config.data.spoken_scenes.max_objects:
+            yield (
+                f"config.encoders.detector.max_objects is {detector.max_objects}, less than"
+                f" config.data.spoken_scenes.max_objects {config.data.spoken_scenes.max_objects}"
+            )
+    if not wav2vec2.pretrained:
+        if not (wav2vec2.ssl.enabled or wav2vec2.ctc.enabled):
+            yield "config.encoders.wav2vec2: ssl.enabled and ctc.enabled are both False; enable one"
+        if wav2vec2.model.hidden_size % wav2vec2.model.num_heads:
+            yield (
+                f"config.encoders.wav2vec2.model.num_heads is {wav2vec2.model.num_heads}, which does not"
+                f" divide hidden_size {wav2vec2.model.hidden_size}"
+            )
+    cell = dvae.model.patch_size * 2 ** (dvae.model.group_count - 1)
+    if not dvae.pretrained and dvae.image_size % cell:
+        yield f"config.encoders.dvae.image_size is {dvae.image_size}; it must be a multiple of {cell}"
 
 
 def _lengths(config) -> Iterator[str]:
@@ -127,10 +158,10 @@ def _model(config) -> Iterator[str]:
     values = ("layer_norm_epsilon", "initializer_range", "temperature_init", "temperature_min")
     yield from _positive(config, *(f"model.{field}" for field in (*sizes, *values)))
     yield from _probability(config, "model.dropout")
-    if not 0 <= model.num_alignment_layers <= model.num_layers:
+    if not 0 <= model.num_alignment_layers < model.num_layers:
         yield (
             f"config.model.num_alignment_layers is {model.num_alignment_layers}; of config.model.num_layers"
-            f" {model.num_layers} it must be a part"
+            f" {model.num_layers} it must leave one for the fusion"
         )
 
 
@@ -187,6 +218,11 @@ def _training(config) -> Iterator[str]:
     counts = ("warmup_steps", "weight_decay", "clip_norm", "validate_every", "early_stopping_patience")
     yield from _not_negative(config, *(f"train.{field}" for field in counts))
     yield from _probability(config, "train.beta1", "train.beta2", "train.end_learning_rate_fraction")
+    if train.warmup_steps >= train.steps:
+        yield (
+            f"config.train.warmup_steps is {train.warmup_steps}, of config.train.steps {train.steps}: the"
+            " rate would never reach config.train.learning_rate; lower it"
+        )
     rows, scenes = train.batch_size, config.data.spoken_scenes.train
     if config.data.source == "spoken_scenes" and rows > scenes:
         yield f"config.train.batch_size is {rows}, more than config.data.spoken_scenes.train {scenes}"
@@ -230,6 +266,21 @@ def _mesh(config, num_devices: int) -> Iterator[str]:
             f" ({train.batch_size // train.accumulation} rows) must divide into groups of {group}, the sum of"
             " config.objectives.rows"
         )
+
+
+def _encoder_batches(config, num_devices: int) -> Iterator[str]:
+    detector, wav2vec2, dvae = (config.encoders[name] for name in ENCODERS)
+    trains = {"detector.train": detector, "dvae.start.train": dvae, "dvae.train": dvae}
+    trains |= {f"wav2vec2.{part}.train": wav2vec2 for part in ("ssl", "ctc") if wav2vec2[part].enabled}
+    for field, encoder in trains.items():
+        train = _get(config, f"encoders.{field}")
+        if encoder.pretrained or "mesh" in train or "batch_size" not in train:
+            continue
+        if train.batch_size % num_devices:
+            yield (
+                f"config.encoders.{field}.batch_size is {train.batch_size}, which {num_devices} devices do"
+                f" not divide; {-(-train.batch_size // num_devices) * num_devices} would do"
+            )
 
 
 def _evaluation(config) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 `tiny` is trained from nothing on Spoken Scenes as a stage of `configs/pretrain.py`, 0.42 s a CTC step on two
 cores. With 400 CTC steps it reached a contrast accuracy of 33 % (chance 6 %), a code perplexity of 22 % and
-5.0 % word errors on unseen voices; it has 320. `base` and `large` are the shapes of the published models
+5.0 % word errors on unseen voices. `base` and `large` are the shapes of the published models
 (95 M and 317 M parameters), with the paper's objectives and fine-tuning.
 """
 
