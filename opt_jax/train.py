@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from opt_jax.checkpoints import Checkpoints, abstract_state
+from opt_jax.data.plan import host_slice
 from opt_jax.metrics_log import MetricsLog, progress
 from opt_jax.optimizer import make_optimizer, weight_decay_mask
 from opt_jax.partitioning import RULES, make_mesh, place_batch, replicated, unbox
@@ -32,7 +33,7 @@ from opt_jax.state import fresh, shardings, with_initial
 from opt_jax.step import Task, make_evaluation, make_step, suspect_names, total_loss
 from opt_jax.window import NonFiniteError, Window, describe_failures
 
-__all__ = ["Batches", "NonFiniteError", "Task", "default_config", "train"]
+__all__ = ["Batches", "NonFiniteError", "OwnRows", "Task", "default_config", "train"]
 
 TIMED_STEPS_TO_PREDICT = 10
 WAIT_WORTH_A_WARNING = 0.1  # of the step time
@@ -42,7 +43,21 @@ class Batches(Protocol):
     """Training data whose order is a function of the step."""
 
     def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches without end, the first being that of `step`. Axis 0 of every array is the batch."""
+        """Batches without end, the first being that of `step`: this process's rows, along axis 0."""
+
+
+class OwnRows:
+    """This process's rows of a source whose batches are whole in every process."""
+
+    def __init__(self, whole: Batches):
+        self._whole = whole
+
+    def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        for batch in self._whole.from_step(step):
+            yield {
+                name: host_slice(rows, jax.process_index(), jax.process_count())
+                for name, rows in batch.items()
+            }
 
 
 def default_config() -> ConfigDict:
@@ -163,7 +178,10 @@ def train(
         stopping = {"best": math.inf, "validations_since_best": 0, "stopped": False}
         if start:
             state, stopping = checkpoints.restore(start, abstract)
-            print(f"{name}: goes on from step {start} of {config.steps}")
+            ended = start >= config.steps or stopping["stopped"]
+            said = f"up to date ({directory})" if ended else f"goes on from step {start} of {config.steps}"
+            if jax.process_index() == 0:
+                print(f"{name}: {said}", flush=True)
         else:
             state = create()
             if initial_params is not None:
@@ -206,7 +224,8 @@ def train(
             if last or number % config.log_every == 0:
                 values, failures = window.take()
                 log.write(number, values)
-                bar.set_postfix_str(f"loss {values['total']:.4f}", refresh=False)
+                losses = ", ".join(f"{key} {values[key]:.4g}" for key in (*sorted(task.weights), "total"))
+                say(f"{name}: step {number}: {losses}")
                 for sentence in describe_failures(failures, suspects, logged_at + 1, config.max_nonfinite):
                     say(f"{name}: {sentence}")
                 share = values["data_wait_seconds"] / values["step_seconds"]

@@ -19,7 +19,7 @@ from opt_jax.encoders.dvae_objectives import autoencoder_task, dvae_task
 from opt_jax.encoders.dvae_pictures import PictureBatches, read_picture, write_before_after
 from opt_jax.encoders.dvae_start import standardised, with_codebook
 from opt_jax.encoders.frozen import save_frozen
-from opt_jax.train import train
+from opt_jax.train import OwnRows, train
 
 SHOWN = 32
 
@@ -36,7 +36,7 @@ def started(config: ConfigDict, batches: PictureBatches, directory: Path, seed: 
     fresh = jax.jit(task.init)(jax.random.key(seed), {"images": images[:1]})
     params = train(
         task,
-        batches,
+        OwnRows(batches),
         config.start.train,
         directory,
         name="dvae_start",
@@ -92,7 +92,7 @@ def train_dvae(
     }
     params = train(
         dvae_task(model, config.objective),
-        batches,
+        OwnRows(batches),
         config.train,
         directory,
         name="dvae",

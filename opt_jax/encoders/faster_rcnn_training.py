@@ -13,7 +13,7 @@ from opt_jax.encoders.faster_rcnn_objectives import Sampling, losses
 from opt_jax.encoders.faster_rcnn_pictures import DetectorBatches, detector_batch, read_example
 from opt_jax.encoders.frozen import save_frozen
 from opt_jax.encoders.resnet import CALIBRATION, with_calibration
-from opt_jax.train import Task, train
+from opt_jax.train import OwnRows, Task, train
 
 
 def detector_task(config: ConfigDict) -> Task:
@@ -99,7 +99,7 @@ def train_detector(
     batches = DetectorBatches(train_source, batch_size, config.image_size, config.max_objects, seed)
     params = train(
         detector_task(config),
-        batches,
+        OwnRows(batches),
         config.train,
         directory,
         name="detector",

@@ -1,10 +1,10 @@
 """Storage of a frozen encoder: one directory with its parameters, its configuration and its scores.
 
-    model.safetensors   every parameter under its path, joined by '/'
-    config.json         what rebuilds the module
-    metrics.json        what the encoder reached when it was made
-    model.sha256        SHA-256 of model.safetensors (`sha256sum -c` reads it); written last, so a directory
-                        without it was never finished
+model.safetensors   every parameter under its path, joined by '/'
+config.json         what rebuilds the module
+metrics.json        what the encoder reached when it was made
+model.sha256        SHA-256 of model.safetensors (`sha256sum -c` reads it); written last, so a directory
+                    without it was never finished
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
@@ -26,7 +27,7 @@ class FrozenEncoderError(ValueError):
 
 
 def save_frozen(directory, params, config, metrics) -> None:
-    """Writes a frozen encoder; every file appears whole or not at all.
+    """Writes a frozen encoder; every file appears whole or not at all. Of several processes the first writes.
 
     Args:
         directory: where to write; made if absent, files of an earlier encoder there are replaced.
@@ -38,6 +39,8 @@ def save_frozen(directory, params, config, metrics) -> None:
     Raises:
         FrozenEncoderError: a key is no string or holds '/', or a dtype has no safetensors name.
     """
+    if jax.process_index():
+        return
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     flat = _flatten(params)

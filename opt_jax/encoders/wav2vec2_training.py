@@ -27,7 +27,7 @@ from opt_jax.encoders.wav2vec2_objectives import (
 )
 from opt_jax.encoders.wav2vec2_quantizer import Wav2Vec2ForPretraining
 from opt_jax.evaluation.speech_recognition import error_rates
-from opt_jax.train import Task, train
+from opt_jax.train import OwnRows, Task, train
 
 
 def ssl_task(config: ConfigDict) -> Task:
@@ -215,7 +215,7 @@ def train_wav2vec2(
         objective = {key: value for key, value in part.to_dict().items() if key != "train"}
         return train(
             task,
-            batches,
+            OwnRows(batches),
             part.train,
             directory,
             name=name,
