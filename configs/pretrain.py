@@ -90,6 +90,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     v = choose(variant, VARIANTS)
     paper, embedded = variant == "base_paper", variant in ("tiny", "small")
     config = ConfigDict()
+    config.variant = variant
     config.workdir = f"runs/{variant}"
     config.seed = 0
     config.precision = "float32"  # or 'bfloat16' (TPU, recent GPUs), 'float16' (with loss scaling)
@@ -107,7 +108,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     # --- frozen encoders --------------------------------------------------------------------------
     # They go with the data, not with the size of the model: Spoken Scenes needs no more than these. A
-    # directory in `pretrained` (model.safetensors, config.json) replaces the training of that encoder.
+    # directory in `pretrained` (model.safetensors, model.sha256, config.json) replaces the training.
     config.encoders = ConfigDict()
     config.encoders.tokenizer = ConfigDict(dict(kind="train", vocab_size=400, name="bert-base-uncased"))
     for name in ("detector", "wav2vec2", "dvae"):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from opt_jax.cache.build import build_cache
 from opt_jax.cache.extractor import Extractor
+from opt_jax.cache.manifest import CacheError
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader, LoaderConfig
@@ -34,7 +35,7 @@ from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
 from opt_jax.pretraining import corruption_settings, pretraining_task
-from opt_jax.stages import run_stage, write_record
+from opt_jax.stages import read_record, run_stage, write_record
 from opt_jax.train import train
 
 SPLITS = ("train", "validation", "test")
@@ -203,9 +204,10 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
     inputs = {
         "cache": caches["train"].manifest.digest,
         "tokenizer": tokenizer.digest(),
-        "model": config.model.to_dict(),
+        # What changes speed or memory only may change between two parts of a run.
+        "model": without(config.model.to_dict(), "remat", "unroll"),
         "objectives": config.objectives.to_dict(),
-        "loader": config.loader.to_dict(),
+        "loader": without(config.loader.to_dict(), "workers"),
         "audio_stack": config.cache.audio_stack,
         "max_regions": config.cache.max_regions,
     }
@@ -214,12 +216,15 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         held_out = make_loader(config, caches["validation"])
         size = config.train.batch_size
         rows = range(len(held_out.cache) // size * size)
-        validation = list(held_out.evaluation_batches(rows, size, held_out.config.buckets[-1])) or None
+        if not rows:
+            raise CacheError(
+                f"{len(held_out.cache)} usable validation triplets do not fill a batch of {size}; set"
+                " config.train.validate_every to 0, or give more"
+            )
+        validation = list(held_out.evaluation_batches(rows, size, held_out.config.buckets[-1]))
     checkpoints = workdir / "checkpoints" / "pretrain"
     checkpoints.mkdir(parents=True, exist_ok=True)
     done = (checkpoints / str(config.train.steps)).exists()
-    if done:
-        print(f"pretrain: up to date ({checkpoints})", flush=True)
     start = time.time()
     try:
         params = train(
@@ -233,8 +238,8 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
             validation=validation,
         )
     finally:
-        if not done:
-            record(workdir / SECONDS, time.time() - start)
+        if not done and jax.process_index() == 0:
+            add_seconds(workdir / SECONDS, time.time() - start)
     return params, model, statistics
 
 
@@ -257,7 +262,10 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
         "max_regions": config.cache.max_regions,
     }
     results = run_stage("evaluation", workdir / "evaluation", inputs, build, collective=False)
-    results["seconds/pretrain"] = json.loads((workdir / SECONDS).read_text())["seconds"]
+    if jax.process_index():
+        return results
+    # Lost where the training was killed outright.
+    results["seconds/pretrain"] = (read_record(workdir / SECONDS) or {"seconds": 0.0})["seconds"]
     encoder_stages = [f"encoders/{name}" for name in ("tokenizer", *ENCODERS)]
     for stage in ("data", *encoder_stages, *(f"cache/{split}" for split in SPLITS), "evaluation"):
         path = workdir / stage / "stage.json"
@@ -274,6 +282,8 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
     results |= {f"triplets/{split}": len(cache) for split, cache in caches.items()}
     results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     write_record(workdir / "results.json", results)
+    # Again, now that no stage has refused it: the configuration that made what is there.
+    write_record(workdir / "config.json", config.to_dict())
     print(f"report: {write_report(workdir)}", flush=True)
     return results
 
@@ -286,7 +296,12 @@ def parameters_digest(params) -> str:
     return total.hexdigest()
 
 
-def record(path: Path, seconds: float) -> None:
+def add_seconds(path: Path, seconds: float) -> None:
     """Adds to the seconds noted in a file, so that an interrupted stage's parts add up."""
-    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
-    write_record(path, {"seconds": before + seconds})
+    before = read_record(path) or {"seconds": 0.0}
+    write_record(path, {"seconds": before["seconds"] + seconds})
+
+
+def without(mapping: dict, *names: str) -> dict:
+    """The mapping less some keys."""
+    return {key: value for key, value in mapping.items() if key not in names}

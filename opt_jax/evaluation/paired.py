@@ -21,9 +21,3 @@ def paired_difference(a, b) -> tuple[float, float]:
         )
     difference = a - b
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
-
-
-def no_worse(a, b, *, higher_is_better: bool = True) -> bool:
-    """Whether a is at least b within two paired standard errors. A NaN is never "no worse"."""
-    mean, error = paired_difference(a, b)
-    return (mean if higher_is_better else -mean) >= -2.0 * error
