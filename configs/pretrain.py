@@ -11,7 +11,7 @@ hour on two CPU cores.
 chooses another variant and overrides a field:
 
     tiny        4 layers, 192 wide; two cores
-    small       6 layers, 256 wide, more data and steps; two cores, hours; not run yet
+    small       the same model on three times the data, with more steps; two cores, about an hour
     base_paper  the paper's model and schedule, as far as the paper tells them
     base        the same size with this project's changes: norms first, alignment layers, contrast
     large       24 layers, 1024 wide, as the released port's large model
@@ -40,14 +40,14 @@ VARIANTS = {
         train=dict(steps=1800, batch_size=32, learning_rate=1.5e-3, warmup_steps=150, decay="cosine"),
     ),
     "small": dict(
-        model=dict(hidden_size=256, num_layers=6, num_heads=8, num_alignment_layers=3, alignment_size=128),
-        decoder=dict(num_layers=2, num_heads=8),
+        model=dict(hidden_size=192, num_layers=4, num_heads=6, num_alignment_layers=2, alignment_size=128),
+        decoder=dict(num_layers=2, num_heads=6),
         text_positions=20,
         audio_positions=64,
         regions=8,
         buckets=dict(text_lengths=(20, 20), audio_lengths=(36, 64)),
         placeholder_lengths=dict(text=12, image=6, audio=32),
-        train=dict(steps=8000, batch_size=32, learning_rate=1.5e-3, warmup_steps=300, decay="cosine"),
+        train=dict(steps=6400, batch_size=32, learning_rate=1.5e-3, warmup_steps=300, decay="cosine"),
     ),
     "base_paper": dict(
         # 12 layers, 768 wide, 12 heads, norms after each block [paper]; decoders of 6 layers, 8 heads [port].
@@ -227,7 +227,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
 
     # Minutes of each stage on a quiet machine with two cores; 0: not measured.
-    minutes = dict(data=0.9, tokenizer=0.1, detector=2.9, wav2vec2=5.3, dvae=2.4, cache=2.2)
-    after = dict(pretrain=14.2, evaluation=2.5) if variant == "tiny" else dict(pretrain=0.0, evaluation=0.0)
+    minutes = dict(data=0.6, tokenizer=0.1, detector=1.9, wav2vec2=4.3, dvae=1.6, cache=1.9)
+    if variant == "small":
+        minutes |= dict(data=1.8, cache=5.5)
+    after = dict(tiny=dict(pretrain=11.4, evaluation=3.0)).get(variant, dict(pretrain=0.0, evaluation=0.0))
     config.predicted_minutes = ConfigDict(minutes | after)
     return config

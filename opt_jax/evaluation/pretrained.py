@@ -34,13 +34,14 @@ INPUT_SETS = {
     "T+I+A": (1, 1, 1),
 }
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the other scorers beside alignment's 1, tried on validation
+SHARES = (1.0, 0.5, 0.0)  # of the alignment of all queries beside that of the text alone
 
 
 def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
     """Scores [P, P] of the scorers of linear cost, by direction: {'alignment': ..., 'likelihood': ...}.
 
     Without alignment layers only the likelihood is there. For text+audio to image, alignment adds both
-    queries' similarities, and likelihood is that of the text.
+    queries' similarities, text_alignment is that of the text, and so is likelihood.
     """
     of_image, of_audio = model.likelihood(batch, "image"), model.likelihood(batch, "audio")
     likelihood = {
@@ -55,6 +56,8 @@ def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
         unit = model.embeddings(batch)
         for name, (queries, item) in DIRECTIONS.items():
             scores[name]["alignment"] = sum(unit[query] for query in queries) @ unit[item].T
+            if len(queries) > 1:
+                scores[name]["text_alignment"] = unit["text"] @ unit[item].T
     return scores
 
 
@@ -68,10 +71,12 @@ def best_weights(model: Model, batches, rerank_top: int) -> dict[str, dict[str, 
     chosen = {}
     for direction in DIRECTIONS:
         names = sorted(pools[0][1][direction])
-        options = [dict.fromkeys(names, 1.0)]
-        if len(names) == 2:
-            options = [{"alignment": 1.0, "likelihood": weight} for weight in WEIGHTS]
-            options += [{"alignment": 0.0, "likelihood": 1.0}]
+        options = [dict.fromkeys(names, 0.0) | {"likelihood": 1.0}]
+        if "text_alignment" in names:
+            alignments = [{"alignment": share, "text_alignment": 1 - share} for share in SHARES]
+        else:
+            alignments = [{"alignment": 1.0}] if "alignment" in names else []
+        options += [part | {"likelihood": weight} for part in alignments for weight in WEIGHTS]
         totals = [[combined(scores[direction], weights) for _, scores, _ in pools] for weights in options]
         best = max(range(len(options)), key=lambda i, totals=totals: _quality(totals[i], pools))
         weights, total = options[best], totals[best]
@@ -133,8 +138,8 @@ def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top
         scores, correct = linear_scores(model, batch), _correct(batch)
         best.append({})
         for direction in DIRECTIONS:
-            for scorer, matrix in scores[direction].items():
-                note(f"retrieval_{scorer}", direction, matrix, correct)
+            for scorer in {"alignment", "likelihood"} & set(scores[direction]):
+                note(f"retrieval_{scorer}", direction, scores[direction][scorer], correct)
             linear = {name: weights[direction][name] for name in scores[direction]}
             total = combined(scores[direction], linear)
             if matching := weights[direction].get("matching"):

@@ -125,7 +125,7 @@ def describe(weights: dict, rerank_top: int, on_validation: bool) -> str:
     """The combined scorer in words."""
     parts = [
         f"{direction.replace('_', ' ')}: "
-        + " + ".join(f"{weight:g} {name}" for name, weight in chosen.items() if weight)
+        + " + ".join(f"{weight:g} {name.replace('_', ' ')}" for name, weight in chosen.items() if weight)
         for direction, chosen in weights.items()
     ]
     where = "on validation" if on_validation else "on the first test pool, for want of validation triplets"
