@@ -34,7 +34,8 @@ def count(model: Mapping, sizes: Sizes, rows, batch: int, lengths: tuple[int, in
     encoder += batch * 2 * d * (aligned * within + (model["num_layers"] - aligned) * s * s)
     products = encoder
     if aligned:
-        products += batch * 3 * d * model["alignment_size"]
+        # Embeddings for the contrast, and again of what is fused for the agreement that [CLS] is told.
+        products += batch * 3 * d * (2 * model["alignment_size"] + 1)
 
     for part, n, size in (
         (model["text_decoder"], t - 1, sizes.vocab_size),
