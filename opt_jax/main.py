@@ -15,6 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from opt_jax.allocator import keep_freed_memory
 from opt_jax.configuration import ConfigError, check_overrides, load
 from opt_jax.stages import StageMismatch, write_record
 from opt_jax.validation import validate
@@ -74,6 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     Raises ConfigError, and whatever the pipeline raises.
     """
+    keep_freed_memory()
     start_processes(config.distributed)
     keep_compiled_programs(workdir)
     validate(config)
