@@ -39,12 +39,11 @@ class Examples:
         return f"media/{name}"
 
     def retrieval(self, direction, queries, item, query: int, items: Sequence[int], scores) -> None:
-        """One query and its best items, as rows of the source."""
+        """One query and its best items, as rows of the source; scores may be None."""
         key = self.source.caption(query)
-        results = [
-            self.show(row, (item,)) | {"score": float(score), "correct": self.source.caption(row) == key}
-            for row, score in zip(items, scores, strict=True)
-        ]
+        results = [self.show(row, (item,)) | {"correct": self.source.caption(row) == key} for row in items]
+        for result, score in zip(results, () if scores is None else scores, strict=False):
+            result["score"] = float(score)
         self.content["retrieval"].append(
             {"direction": direction, "query": self.show(query, queries), "results": results}
         )

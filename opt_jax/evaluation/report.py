@@ -73,7 +73,7 @@ def write_report(workdir: Path) -> Path:
         cutoffs=report_figures.CUTOFFS,
         directions=report_figures.RETRIEVAL_DIRECTIONS,
         speech_recognition=report_figures.grid(results, "speech_recognition"),
-        captioning=report_figures.grid(results, "captioning"),
+        captioning=report_figures.grid(results, "captioning", ("BLEU-4", "CIDEr")),
         classification=report_figures.grid(results, "classification"),
         generation=report_figures.generation_rows(results),
         examples={

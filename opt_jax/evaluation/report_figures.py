@@ -51,10 +51,14 @@ def retrieval_table(results: Mapping) -> dict | None:
     return {"scorers": names, "rows": rows, "chance": chance} if rows else None
 
 
-def grid(results: Mapping, prefix: str) -> dict | None:
-    """Keys prefix/row/column as {"columns", "rows": [{"name", "chance": bool, "values"}]}, chance last."""
+def grid(results: Mapping, prefix: str, chosen: tuple[str, ...] = ()) -> dict | None:
+    """Keys prefix/row/column as {"columns", "rows": [{"name", "chance": bool, "values"}]}, chance last.
+
+    `chosen` names the columns to show, where there are more than a reader needs.
+    """
     parts = [key.split("/") for key in results if key.startswith(f"{prefix}/") and key.count("/") == 2]
     columns, rows = list(dict.fromkeys(p[2] for p in parts)), list(dict.fromkeys(p[1] for p in parts))
+    columns = [column for column in columns if column in chosen] or columns
     rows.sort(key=lambda row: (row == "chance", list(INPUTS).index(row) if row in INPUTS else len(INPUTS)))
     return parts and {
         "columns": columns,

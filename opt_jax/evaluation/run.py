@@ -92,6 +92,7 @@ def evaluate(
     examples = Examples(directory, sources["test"])
     for direction, (queries, item) in pretrained.DIRECTIONS.items():
         scores = best[0][direction]
+        reranked = weights[direction].get("matching")  # then what is left of the scores is an order
         for query in range(min(settings.examples, size)):
             items = top_k(scores[query : query + 1], 5)[0]
             examples.retrieval(
@@ -100,7 +101,7 @@ def evaluate(
                 item,
                 rows_of(test, query),
                 [rows_of(test, i) for i in items],
-                scores[query, items],
+                None if reranked else scores[query, items],
             )
     for number in range(min(settings.examples, len(rows))):
         examples.caption(rows[number], {name: texts[name][number] for name in texts})
