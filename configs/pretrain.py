@@ -47,7 +47,7 @@ VARIANTS = {
         regions=8,
         buckets=dict(text_lengths=(20, 20), audio_lengths=(36, 64)),
         placeholder_lengths=dict(text=12, image=6, audio=32),
-        train=dict(steps=6400, batch_size=32, learning_rate=1.5e-3, warmup_steps=300, decay="cosine"),
+        train=dict(steps=5400, batch_size=32, learning_rate=1.5e-3, warmup_steps=300, decay="cosine"),
     ),
     "base_paper": dict(
         # 12 layers, 768 wide, 12 heads, norms after each block [paper]; decoders of 6 layers, 8 heads [port].
