@@ -142,6 +142,14 @@ def _next_stopping(stopping: Mapping[str, Any], total: float, patience: int) -> 
     return {"best": best, "validations_since_best": since, "stopped": 0 < patience <= since}
 
 
+def _chosen(state: Any, best: Checkpoints | None, abstract: Any) -> Any:
+    """The parameters of the best validation where early stopping kept them, else the last."""
+    if best is None or best.latest() is None:
+        return state.params
+    best.wait()
+    return best.restore(best.latest(), abstract)[0].params
+
+
 def train(
     task: Task,
     batches: Batches,
@@ -155,7 +163,8 @@ def train(
     validation: list | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
-    """Trains to `config.steps` (or until validation stops improving) and returns the parameters, unboxed.
+    """Trains to `config.steps` and returns the parameters, unboxed. With validation and a patience it ends
+    when validation stops improving, and returns the parameters that did best there.
 
     Goes on from the newest checkpoint under workdir/checkpoints/name; a finished training returns its
     parameters without a step. `fingerprint` (JSON-able) tells the inputs; resuming with another raises
@@ -171,6 +180,10 @@ def train(
         signals = stack.enter_context(stop_signals())
         checkpoints = Checkpoints(directory, config.keep, _fingerprint(fingerprint, config, seed))
         stack.callback(checkpoints.close)
+        best = None  # only early stopping looks back
+        if validation and config.early_stopping_patience:
+            best = Checkpoints(directory.with_name(f"{name}_best"), 1, checkpoints.fingerprint)
+            stack.callback(best.close)
         start = checkpoints.latest() or 0
         source = batches.from_step(start)
         first = next(source)
@@ -187,7 +200,7 @@ def train(
             if initial_params is not None:
                 state = state.replace(params=with_initial(state.params, initial_params, name))
         if start >= config.steps or stopping["stopped"]:
-            return state.params
+            return _chosen(state, best, abstract)
 
         stack.enter_context(nn.logical_axis_rules(tuple(RULES.items())))
         everywhere = replicated(mesh)
@@ -239,6 +252,8 @@ def train(
                 log.write(number, values)
                 total, patience = values["validation/total"], config.early_stopping_patience
                 stopping = _next_stopping(stopping, total, patience)
+                if best and not stopping["validations_since_best"]:
+                    best.save(number, state, stopping)
                 window.pause()
 
             overdue = time.monotonic() - saved_at > config.checkpoint_minutes * 60
@@ -256,4 +271,4 @@ def train(
             if stopping["stopped"]:
                 say(f"{name}: stopped early at step {number}, best validation {stopping['best']:.4f}")
                 break
-        return state.params
+        return _chosen(state, best, abstract)

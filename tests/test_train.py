@@ -239,6 +239,23 @@ def test_validation_stops_early_and_stays_stopped(tmp_path):
     assert lines(tmp_path)[-1]["step"] == 6
 
 
+def test_early_stopping_returns_the_best_parameters(tmp_path):
+    def best_at_step_4(params, batch, key, step):
+        far = jnp.square(step - 4.0)
+        return {name: (far, jnp.float32(1)) for name in ("restore", "small", "largest")}
+
+    task = Task(TASK.init, losses, TASK.weights, prepare, evaluate_losses=best_at_step_4)
+    validation = [next(Data().from_step(100))]
+    fields = dict(steps=20, decay="constant", validate_every=2, early_stopping_patience=2)
+    found = jax.device_get(run(tmp_path / "a", task, validation=validation, **fields))
+    assert lines(tmp_path / "a")[-1]["step"] == 8
+    wanted = run(tmp_path / "b", steps=4, decay="constant")
+    assert_same(found, jax.device_get(wanted))
+    assert_same(
+        run(tmp_path / "a", task, validation=validation, **fields), found
+    )  # also when it is asked again
+
+
 def test_each_shape_is_compiled_once(tmp_path, capsys):
     class Buckets(Data):
         def from_step(self, step):
