@@ -13,10 +13,27 @@ from opt_jax.models.opt import OPT
 NEVER = -1e9
 
 
-def generate_text(
-    model: OPT, params, memory, valid, *, max_length, end_id, pad_id, beams=1, length_penalty=1.0
-):
-    """The most likely text for M: greedy with one beam, beam search with several; `sample` draws instead.
+def generate_text(model: OPT, params, memory, valid, key=None, *, max_length, end_id, pad_id, **options):
+    """A text for M: drawn where a key is given, else the most likely one.
+
+    Args:
+      memory, valid: M [B, S, D] and [B, S] from `OPT.encode`.
+      max_length: positions to decode at most, the end symbol included. end_id, pad_id: of the vocabulary.
+      options: temperature, top_k, top_p (see `sample`) with a key; beams, length_penalty (see `search`)
+        without.
+    Returns: ids [B, max_length] (end symbol, then pad_id), log-probability [B], at least in float32.
+    """
+    if key is None:
+        lengths = {"max_length": max_length, "end_id": end_id, "pad_id": pad_id}
+        return search(model, params, memory, valid, **lengths, **options)
+    drawing = {"what": "text", "length": max_length, "end_id": end_id}
+    ids, score = sample(model, params, memory, valid, key, **drawing, **options)
+    after = jnp.cumsum(ids == end_id, axis=1) - (ids == end_id) > 0
+    return jnp.where(after, pad_id, ids), score
+
+
+def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, beams=1, length_penalty=1.0):
+    """The most likely text for M: greedy with one beam, beam search with several.
 
     Args:
       memory, valid: M [B, S, D] and [B, S] from `OPT.encode`.

@@ -207,6 +207,20 @@ def test_greedy_and_beam_search_against_scores_by_teacher_forcing():
     np.testing.assert_allclose(drawn_score, greedy_score, atol=1e-4)
 
 
+def test_drawn_text_is_padded_after_its_end_and_scored_by_the_model():
+    opt = model, params = make(True)
+    memory, valid = apply(opt, "encode", uncorrupted(make_batch()))
+    options = dict(max_length=6, end_id=3, pad_id=0, top_p=0.9, temperature=1.5)
+    draw = jax.jit(lambda key: generate_text(model, params, memory, valid, key, **options))
+    texts, scores = zip(*(draw(jax.random.key(seed)) for seed in range(8)), strict=True)
+    assert len(np.unique(np.concatenate(texts), axis=0)) > B
+    for ids, score in zip(texts, scores, strict=True):
+        ids = np.asarray(ids)
+        ended_before = np.cumsum(ids == 3, axis=1) - (ids == 3) > 0
+        assert (ids[ended_before] == 0).all()
+        np.testing.assert_allclose(score, sequence_score(opt, memory, valid, ids, 3), atol=1e-4)
+
+
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
 def test_beam_search_finds_the_best_text_of_two_symbols(length_penalty):
     opt = model, params = make(True)
