@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from opt_jax.configuration import differences
 from opt_jax.partitioning import path_name
 
 
@@ -48,27 +49,6 @@ def leaf_hashes(tree: Any) -> dict[str, int]:
     paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(tree)[0], strict=True)
     values = jax.device_get(_hashes(list(leaves)))
     return {path_name(path): int(value) for path, value in zip(paths, values, strict=True)}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as {"a.b": value}; lists are values."""
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            items.update(flat(value, f"{prefix}{key}."))
-        else:
-            items[f"{prefix}{key}"] = value
-    return items
-
-
-def fingerprint_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """One line per key that differs: `key: found -> wanted`."""
-    found, wanted = flat(found), flat(wanted)
-    return [
-        f"{key}: {found.get(key, '(absent)')!r} -> {wanted.get(key, '(absent)')!r}"
-        for key in sorted(found.keys() | wanted.keys())
-        if key not in found or key not in wanted or found[key] != wanted[key]
-    ]
 
 
 def _brief(error: Exception) -> str:
@@ -113,7 +93,7 @@ class Checkpoints:
             record = self._manager.restore(step, args=items).record
         except Exception as error:
             raise DamagedCheckpoint(f"{place}: record cannot be read ({_brief(error)}). {remedy}") from error
-        difference = fingerprint_difference(record["fingerprint"], self.fingerprint)
+        difference = differences(record["fingerprint"], self.fingerprint)
         if difference:
             raise FingerprintMismatch(
                 f"{self.directory} holds a training made with other inputs (found -> wanted):\n  "

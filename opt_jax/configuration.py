@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """One line for each flat key whose values differ as JSON: 'key: found -> wanted'."""
+    found, wanted = (flatten(json.loads(json.dumps(tree))) for tree in (found, wanted))
+
+    def show(tree, key):
+        return json.dumps(tree[key]) if key in tree else "absent"
+
+    return [
+        f"{key}: {show(found, key)} -> {show(wanted, key)}"
+        for key in sorted(found.keys() | wanted.keys())
+        if show(found, key) != show(wanted, key)
+    ]
 
 
 def _configs_beside(path: Path) -> list[str]:

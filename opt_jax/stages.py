@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from opt_jax.configuration import flatten
+from opt_jax.configuration import differences
 
 DONE = "stage.json"
 STARTED = "stage_inputs.json"
@@ -98,18 +98,12 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _describe(name: str, directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    found, wanted = flatten(found), flatten(wanted)
-    changed = [key for key in sorted({*found, *wanted}) if _show(found, key) != _show(wanted, key)]
-    lines = [f"  {key}: {_show(found, key)} -> {_show(wanted, key)}" for key in changed]
+    lines = [f"  {line}" for line in differences(found, wanted)]
     return "\n".join(
         [f"{name}: {directory} was made by other inputs (found -> wanted):"]
         + lines
         + [f"{name}: choose another --workdir, or delete {directory}"]
     )
-
-
-def _show(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key]) if key in flat else "absent"
 
 
 def _wait_for(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from opt_jax.checkpoints import (
     DamagedCheckpoint,
     FingerprintMismatch,
     abstract_state,
-    fingerprint_difference,
     leaf_hashes,
 )
 from opt_jax.partitioning import make_mesh, over_batch, replicated
@@ -61,11 +60,10 @@ def test_another_fingerprint_is_refused_with_the_difference(tmp_path):
     wanted = {"cache": {"sha256": "b2", "shape": (2, 3)}, "vocabulary": 30}
     with pytest.raises(FingerprintMismatch) as refused:
         Checkpoints(tmp_path, 2, wanted).restore(5, abstract(over_batch(MESH)))
-    assert "batch_size: 8 -> '(absent)'" in str(refused.value)
-    assert "cache.sha256: 'a1' -> 'b2'" in str(refused.value)
-    assert "vocabulary: '(absent)' -> 30" in str(refused.value)
+    assert "batch_size: 8 -> absent" in str(refused.value)
+    assert 'cache.sha256: "a1" -> "b2"' in str(refused.value)
+    assert "vocabulary: absent -> 30" in str(refused.value)
     assert "shape" not in str(refused.value)
-    assert fingerprint_difference({"a": 1}, {"a": 1}) == []
 
 
 def _files(directory):

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from opt_jax.cache import manifest as manifest_lib
-from opt_jax.cache.manifest import CacheError, FingerprintMismatch, Manifest, differences, read_manifest
+from opt_jax.cache.manifest import CacheError, FingerprintMismatch, Manifest, read_manifest
 from opt_jax.cache.schema import Schema, features
 from opt_jax.cache.shard import RECORDS, ShardTask, load_record, read_triplets, run_shard
+from opt_jax.configuration import differences
 from opt_jax.metrics_log import progress
 
 INPUTS = "inputs.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from opt_jax.cache.schema import Schema
+from opt_jax.configuration import differences
 
 MANIFEST = "manifest.json"
 ROWS = "rows.npz"
@@ -102,31 +103,6 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
             f"{path} was edited: digest {digest}, content {manifest.digest}; build the cache again"
         )
     return manifest
-
-
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    """{'a': {'b': 1}} -> {'a/b': 1}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def differences(found: Mapping, wanted: Mapping) -> list[str]:
-    """One line for each flat key whose values differ: 'key: found -> wanted'."""
-    found, wanted = (flatten(json.loads(json.dumps(tree))) for tree in (found, wanted))
-
-    def show(tree, key):
-        return json.dumps(tree[key]) if key in tree else "(none)"
-
-    return [
-        f"{key}: {show(found, key)} -> {show(wanted, key)}"
-        for key in sorted(found.keys() | wanted.keys())
-        if show(found, key) != show(wanted, key)
-    ]
 
 
 def sha256(path: Path) -> str:

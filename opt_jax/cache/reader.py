@@ -12,6 +12,7 @@ from opt_jax.cache import manifest as manifest_lib
 from opt_jax.cache.manifest import CacheError, FingerprintMismatch, read_manifest
 from opt_jax.cache.schema import deserialize
 from opt_jax.cache.shard import READER_OPTIONS
+from opt_jax.configuration import differences
 
 
 class FeatureCache:
@@ -39,7 +40,7 @@ class FeatureCache:
         self.directory = Path(directory)
         self.manifest = read_manifest(directory)
         self.schema = self.manifest.schema
-        if fingerprint is not None and manifest_lib.differences(self.manifest.fingerprint, fingerprint):
+        if fingerprint is not None and differences(self.manifest.fingerprint, fingerprint):
             raise FingerprintMismatch(directory, self.manifest.fingerprint, fingerprint)
         for name, digest in self.manifest.files.items():
             path = self.directory / name

@@ -179,10 +179,10 @@ def test_extractor_that_breaks_its_contract_is_an_error(tmp_path, change, messag
 def test_other_fingerprint_is_refused_with_the_difference(tmp_path):
     other = {"source": {"seed": 1}, "encoders": {"dvae": "abc"}, "new": True}
     build(tmp_path / "done")
-    with pytest.raises(FingerprintMismatch, match="source/seed: 0 -> 1") as error:
+    with pytest.raises(FingerprintMismatch, match="source.seed: 0 -> 1") as error:
         FeatureCache(tmp_path / "done", other)
-    assert "new: (none) -> true" in str(error.value) and "dvae" not in str(error.value)
-    with pytest.raises(FingerprintMismatch, match="fingerprint/source/seed: 0 -> 1"):
+    assert "new: absent -> true" in str(error.value) and "dvae" not in str(error.value)
+    with pytest.raises(FingerprintMismatch, match="fingerprint.source.seed: 0 -> 1"):
         build(tmp_path / "done", fingerprint=other)
 
     def fail(call):
