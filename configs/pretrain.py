@@ -230,6 +230,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     minutes = dict(data=0.6, tokenizer=0.1, detector=1.9, wav2vec2=4.3, dvae=1.6, cache=1.9)
     if variant == "small":
         minutes |= dict(data=1.8, cache=5.5)
-    after = dict(tiny=dict(pretrain=11.4, evaluation=3.0)).get(variant, dict(pretrain=0.0, evaluation=0.0))
+    unknown = dict(pretrain=0.0, evaluation=0.0)
+    after = dict(tiny=dict(pretrain=11.4, evaluation=3.0), small=dict(pretrain=35.2, evaluation=3.4))
+    after = after.get(variant, unknown)
     config.predicted_minutes = ConfigDict(minutes | after)
     return config
