@@ -144,6 +144,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             temperature_min=0.01,
             max_text_positions=512 if width >= 768 else v["text_positions"],  # 512: BERT's
             max_audio_positions=v["audio_positions"],
+            # Frames in the convolution that tells a frame of its neighbours; 0: none [paper].
+            frame_window=0 if paper else 5,
             text_decoder=dict(decoder),
             image_decoder=dict(decoder),
             remat=width >= 1024,  # compute activations twice to store less

@@ -158,6 +158,12 @@ def _model(config) -> Iterator[str]:
     values = ("layer_norm_epsilon", "initializer_range", "temperature_init", "temperature_min")
     yield from _positive(config, *(f"model.{field}" for field in (*sizes, *values)))
     yield from _probability(config, "model.dropout")
+    yield from _not_negative(config, "model.frame_window")
+    if model.frame_window > 0 and model.frame_window % 2 == 0:
+        yield (
+            f"config.model.frame_window is {model.frame_window}; it must be odd (as many frames on either"
+            " side), or 0 for none"
+        )
     if not 0 <= model.num_alignment_layers < model.num_layers:
         yield (
             f"config.model.num_alignment_layers is {model.num_alignment_layers}; of config.model.num_layers"

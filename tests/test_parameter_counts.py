@@ -30,6 +30,7 @@ def expected(c):
     words = W * d + c.max_text_positions * d + 3 * d + 2 * d  # words, positions, types, norm
     regions = F + (F * d + d) + 2 * d + (7 * d + d) + 2 * d + 2 * d  # mask, feature, norm, box, norm, norm
     frames = FA + (FA * d + d) + 2 * d + c.max_audio_positions * d + 2 * d
+    frames += (c.frame_window * d * d + d) * (c.frame_window > 0)
     encoder = stack(c.num_layers, d, c.mlp_size, False, c.pre_norm)
     alignment = (
         (2 * d + 3 * (d * e + e) + 4 * d + 1) if c.num_alignment_layers else 0

@@ -37,7 +37,8 @@ def make_task(cache):
     config = dict(
         hidden_size=8, num_layers=2, num_heads=2, mlp_size=8, dropout=0.0, pre_norm=True,
         layer_norm_epsilon=1e-12, num_alignment_layers=1, alignment_size=4, temperature_init=0.07,
-        temperature_min=0.01, max_text_positions=5, max_audio_positions=3, remat=False, unroll=1,
+        temperature_min=0.01, max_text_positions=5, max_audio_positions=3, frame_window=3,
+        remat=False, unroll=1,
         dtype="float32", initializer_range=0.3, text_decoder=decoder, image_decoder=decoder,
     )  # fmt: skip
     corruption = Corruption(

@@ -32,7 +32,7 @@ def count(model: Mapping, sizes: Sizes, rows, batch: int, lengths: tuple[int, in
 
     encoder = model["num_layers"] * batch * s * (4 * d * d + 2 * d * model["mlp_size"])
     encoder += batch * 2 * d * (aligned * within + (model["num_layers"] - aligned) * s * s)
-    products = encoder
+    products = encoder + batch * a * model["frame_window"] * d * d
     if aligned:
         # Embeddings for the contrast, and again of what is fused for the agreement that [CLS] is told.
         products += batch * 3 * d * (2 * model["alignment_size"] + 1)

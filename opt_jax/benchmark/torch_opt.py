@@ -119,9 +119,12 @@ class Embedder(nn.Module):
         self.region_projection = nn.Linear(sizes.region_size, width)
         self.box_projection = nn.Linear(7, width)
         self.audio_projection = nn.Linear(sizes.audio_size, width)
+        if window := config["frame_window"]:
+            self.frame_convolution = nn.Conv1d(width, width, window, padding=window // 2)
         for name in ("text", "region", "box", "image", "frame", "audio"):
             setattr(self, f"{name}_norm", nn.LayerNorm(width, config["layer_norm_epsilon"]))
         self.dropout = nn.Dropout(config["dropout"])
+        self.frame_window = config["frame_window"]
 
     def forward(self, batch):
         """The three modalities one after another, [B, S, D]."""
@@ -131,8 +134,11 @@ class Embedder(nn.Module):
         boxes = self.box_norm(self.box_projection(batch["region_boxes"]))
         image = self.image_norm(self.region_norm(self.region_projection(features)) + boxes + self.types[1])
         frames = torch.where(batch["audio_masked"][..., None], self.audio_mask, batch["audio_features"])
-        frames = self.frame_norm(self.audio_projection(frames)) + self.audio_positions[: frames.shape[1]]
-        audio = self.audio_norm(frames + self.types[2])
+        frames = self.frame_norm(self.audio_projection(frames))
+        if self.frame_window:
+            known = frames * batch["audio_valid"][..., None]
+            frames = frames + functional.gelu(self.frame_convolution(known.mT).mT)
+        audio = self.audio_norm(frames + self.audio_positions[: frames.shape[1]] + self.types[2])
         return self.dropout(torch.cat([text, image, audio], 1))
 
 
@@ -290,6 +296,8 @@ def _copy(module: nn.Module, tree: Mapping) -> int:
         if isinstance(target, nn.Linear):
             kernel = np.asarray(value["kernel"]).reshape(target.in_features, target.out_features)
             pairs = [(target.weight, kernel.T), (target.bias, np.asarray(value["bias"]).reshape(-1))]
+        elif isinstance(target, nn.Conv1d):
+            pairs = [(target.weight, np.asarray(value["kernel"]).T), (target.bias, value["bias"])]
         elif isinstance(target, nn.LayerNorm):
             pairs = [(target.weight, value["scale"]), (target.bias, value["bias"])]
         elif isinstance(target, nn.Embedding | nn.Parameter):

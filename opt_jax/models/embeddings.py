@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opt_jax.models.layers import dense, dense_init, dropout, layer_norm, norm_init, partitioned
+from opt_jax.models.layers import dense, dense_init, dropout, gelu, layer_norm, norm_init, partitioned
 
 TEXT, IMAGE, AUDIO = 0, 1, 2  # type ids, and the order of `present`
 
@@ -29,6 +29,7 @@ class Embedder(nn.Module):
     audio_size: int
     max_text_positions: int
     max_audio_positions: int
+    frame_window: int
     epsilon: float
     dropout_rate: float
     stddev: float
@@ -56,6 +57,10 @@ class Embedder(nn.Module):
         self.audio_positions = self.param(
             "audio_positions", table(std, self.max_audio_positions, d, "position")
         )
+        if self.frame_window:
+            shape = (self.frame_window, d, d)
+            window = dense_init(std, shape, (None, "embed", "mlp"), inputs=2)
+            self.frame_convolution = self.param("frame_convolution", window)
         self.audio_norm = self.param("audio_norm", norm)
 
     def text(self, ids: jax.Array, key, dtype) -> jax.Array:
@@ -71,12 +76,31 @@ class Embedder(nn.Module):
         x = layer_norm(self.image_norm, x + self.types[IMAGE].astype(dtype), self.epsilon)
         return dropout(key, x, self.dropout_rate)
 
-    def audio(self, features, masked, key, dtype) -> jax.Array:
-        """features [B, A, F], masked [B, A] to LN(LN(W f) + position + type) [B, A, D]."""
+    def audio(self, features, masked, valid, key, dtype) -> jax.Array:
+        """features [B, A, F], masked and valid [B, A] to LN(LN(W f) + position + type) [B, A, D].
+
+        With a `frame_window`, GELU(convolution of LN(W f) over so many frames) is added, as wav2vec 2.0 does
+        for relative positions (arXiv 2006.11477, section 2). A masked frame is mostly told by its neighbours,
+        which attention has to find by their learned positions first.
+        """
         x = dense(self.audio_projection, hide(features, masked, self.audio_mask, dtype))
-        x = layer_norm(self.frame_norm, x, self.epsilon) + self.audio_positions[: x.shape[1]].astype(dtype)
+        x = layer_norm(self.frame_norm, x, self.epsilon)
+        if self.frame_window:
+            x = x + gelu(convolution(self.frame_convolution, jnp.where(valid[..., None], x, 0)))
+        x = x + self.audio_positions[: x.shape[1]].astype(dtype)
         x = layer_norm(self.audio_norm, x + self.types[AUDIO].astype(dtype), self.epsilon)
         return dropout(key, x, self.dropout_rate)
+
+
+def convolution(params, x: jax.Array) -> jax.Array:
+    """x [B, A, D] with a kernel [window, D, D] and a bias, zeros beyond the ends: [B, A, D].
+
+    One matrix product, whose gradient is one too.
+    """
+    window, width, _ = params["kernel"].shape
+    around = jnp.pad(x, ((0, 0), (window // 2, window // 2), (0, 0)))
+    shifted = jnp.concatenate([around[:, i : i + x.shape[1]] for i in range(window)], axis=-1)
+    return dense({"kernel": params["kernel"].reshape(-1, width), "bias": params["bias"]}, shifted)
 
 
 def hide(features: jax.Array, masked: jax.Array, mask_embedding: jax.Array, dtype) -> jax.Array:

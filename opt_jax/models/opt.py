@@ -79,6 +79,7 @@ class OPT(nn.Module):
             audio_size=s.audio_size,
             max_text_positions=c["max_text_positions"],
             max_audio_positions=c["max_audio_positions"],
+            frame_window=c["frame_window"],
             dropout_rate=c["dropout"],
             **shared,
         )
@@ -126,7 +127,9 @@ class OPT(nn.Module):
         image = self.embedder.image(
             inputs["region_features"], inputs["region_boxes"], inputs["region_masked"], keys[1], self.dtype
         )
-        audio = self.embedder.audio(inputs["audio_features"], inputs["audio_masked"], keys[2], self.dtype)
+        audio = self.embedder.audio(
+            inputs["audio_features"], inputs["audio_masked"], inputs["audio_valid"], keys[2], self.dtype
+        )
         valid = jnp.concatenate([inputs["text_valid"], inputs["region_valid"], inputs["audio_valid"]], axis=1)
         groups = group_ids(text.shape[1], image.shape[1], audio.shape[1])
         states = jnp.concatenate([text, image, audio], axis=1)

@@ -26,6 +26,7 @@ MODEL = dict(
     temperature_min=0.01,
     max_text_positions=7,
     max_audio_positions=6,
+    frame_window=3,
     text_decoder=DECODER,
     image_decoder=DECODER,
 )

@@ -24,7 +24,8 @@ def config(**changes):
     model = dict(
         hidden_size=16, num_layers=3, num_heads=4, mlp_size=32, dropout=0.1, pre_norm=False,
         layer_norm_epsilon=1e-12, num_alignment_layers=1, alignment_size=8, temperature_init=0.07,
-        temperature_min=0.01, max_text_positions=T, max_audio_positions=A, remat=False, unroll=1,
+        temperature_min=0.01, max_text_positions=T, max_audio_positions=A, frame_window=3,
+        remat=False, unroll=1,
         dtype="float32", initializer_range=0.3, text_decoder=decoder, image_decoder=decoder,
     )  # fmt: skip
     return model | changes

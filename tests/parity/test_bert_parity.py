@@ -93,6 +93,7 @@ def test_embeddings_and_every_layer():
         audio_size=2,
         max_text_positions=T + 2,
         max_audio_positions=1,
+        frame_window=0,
         epsilon=EPSILON,
         dropout_rate=0.1,
         stddev=0.02,

@@ -57,6 +57,7 @@ def model_config(pre_norm, num_alignment_layers):
         temperature_min=0.01,
         max_text_positions=T + 1,
         max_audio_positions=A + 2,
+        frame_window=3 if num_alignment_layers else 0,
         remat=False,
         unroll=1,
         dtype="float64",
