@@ -13,7 +13,14 @@ from opt_jax.evaluation.classification import (
     mean_average_precision,
 )
 from opt_jax.evaluation.paired import paired_difference, pools
-from opt_jax.evaluation.retrieval import combine, debias, equal_captions, recall_at_k, rerank, top_k
+from opt_jax.evaluation.retrieval import (
+    combine,
+    equal_captions,
+    mutual_information,
+    recall_at_k,
+    rerank,
+    top_k,
+)
 from opt_jax.evaluation.scorers import Model
 from opt_jax.evaluation.speech_recognition import error_rates
 
@@ -41,9 +48,10 @@ def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
     """Scores [P, P] of the scorers of linear cost, by direction: {'alignment': ..., 'likelihood': ...}.
 
     Without alignment layers only the likelihood is there. For text+audio to image, alignment adds both
-    queries' similarities, text_alignment is that of the text, and so is likelihood.
+    queries' similarities, text_alignment is that of the text, and so is likelihood. Likelihood is that of the
+    text, as mutual information.
     """
-    of_image, of_audio = model.likelihood(batch, "image"), model.likelihood(batch, "audio")
+    of_image, of_audio = (mutual_information(model.likelihood(batch, name)) for name in ("image", "audio"))
     likelihood = {
         "image_to_text": of_image,
         "text_to_image": of_image.T,
@@ -51,7 +59,7 @@ def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
         "audio_to_text": of_audio,
         "text_audio_to_image": of_image.T,
     }
-    scores = {name: {"likelihood": debias(matrix)} for name, matrix in likelihood.items()}
+    scores = {name: {"likelihood": matrix} for name, matrix in likelihood.items()}
     if model.model.config["num_alignment_layers"]:
         unit = model.embeddings(batch)
         for name, (queries, item) in DIRECTIONS.items():
@@ -118,14 +126,17 @@ def combined(scores: dict[str, np.ndarray], weights: dict[str, float]) -> np.nda
     return combine([scores[name] for name in weights], list(weights.values()))
 
 
-def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top: int) -> tuple[dict, list]:
+def retrieval(
+    model: Model, batches, weights, others, *, matching_pools: int, rerank_top: int
+) -> tuple[dict, list]:
     """Recall at 1, 5 and 10 of every scorer and direction, the mean over pools; and the best scores, for
     looking at.
 
     `retrieval/` is the weighted sum of alignment and likelihood; where matching has a weight, the best
-    `rerank_top` items are put in the order of the sum with it.
-    `retrieval_matching/` scores all pairs of the first `matching_pools`
-    pools.
+    `rerank_top` items are put in the order of the sum with it. `retrieval_matching/` scores all pairs of the
+    first `matching_pools` pools. `retrieval_likelihood_alone/image_to_text` takes how likely a text is at all
+    from the pictures of the batches `others`, if there are any, and not from the pool: what one picture alone
+    could be asked.
     Returns: results, and for each pool {direction: scores [P, P]}.
     """
     recalls, best = {}, []
@@ -138,14 +149,20 @@ def retrieval(model: Model, batches, weights, *, matching_pools: int, rerank_top
         scores, correct = linear_scores(model, batch), _correct(batch)
         best.append({})
         for direction in DIRECTIONS:
-            for scorer in {"alignment", "likelihood"} & set(scores[direction]):
-                note(f"retrieval_{scorer}", direction, scores[direction][scorer], correct)
+            for scorer in ("alignment", "likelihood"):
+                if scorer in scores[direction]:
+                    note(f"retrieval_{scorer}", direction, scores[direction][scorer], correct)
             linear = {name: weights[direction][name] for name in scores[direction]}
             total = combined(scores[direction], linear)
             if matching := weights[direction].get("matching"):
                 total = reordered(total, *matching_top(model, batch, direction, total, rerank_top), matching)
             note("retrieval", direction, total, correct)
             best[-1][direction] = total
+        if others:
+            texts = {name: batch[name] for name in ("text_ids", "text_valid")}
+            elsewhere = np.concatenate([model.likelihood(other | texts, "image") for other in others])
+            alone = mutual_information(model.likelihood(batch, "image"), elsewhere)
+            note("retrieval_likelihood_alone", "image_to_text", alone, correct)
         if number < matching_pools:
             for direction, matrix in matching_scores(model, batch).items():
                 note("retrieval_matching", direction, matrix, correct)

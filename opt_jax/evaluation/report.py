@@ -4,9 +4,10 @@ What it reads, all under the work directory; whatever is missing leaves its sect
 
 - `results.json`: flat keys to numbers, null where not finite; percent unless said otherwise.
   `retrieval/<direction>/R@<k>` is the best combination, with image_to_text, text_to_image, text_to_audio,
-  audio_to_text or text_audio_to_image. The same under `retrieval_alignment/`, `retrieval_matching/` and
-  `retrieval_likelihood/`. `retrieval/pool` (items) gives the chance row, `retrieval/description` says
-  what the best combination is, `R@1_standard_error` is over pools.
+  audio_to_text or text_audio_to_image. The same under `retrieval_alignment/`, `retrieval_matching/`,
+  `retrieval_likelihood/` and, for image_to_text, `retrieval_likelihood_alone/`. `retrieval/pool` (items)
+  gives the chance row, `retrieval/description` says what the best combination is, `R@1_standard_error` is
+  over pools.
   `speech_recognition/<audio|audio_image>/<WER|CER>`,
   `captioning/<image|audio|image_audio>/<BLEU-4|CIDEr>`, `classification/<T|I|...|T+I+A|chance>/mAP`,
   `text_to_image/<code_accuracy|code_majority|named_objects_found|named_objects_ceiling>`,

@@ -14,6 +14,7 @@ RETRIEVAL_SCORERS = {
     "retrieval_alignment": "Alignment",
     "retrieval_matching": "Matching",
     "retrieval_likelihood": "Text likelihood",
+    "retrieval_likelihood_alone": "Text likelihood, picture by picture",
 }
 # The rows of the other tables, in the paper's order; what is not named here comes after them.
 INPUTS = {

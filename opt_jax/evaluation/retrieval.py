@@ -50,35 +50,18 @@ def recall_at_k(scores: np.ndarray, correct: np.ndarray, ks: Sequence[int] = (1,
     return {f"R@{k}": 100.0 * float(np.mean(rank < k)) for k in ks}
 
 
-def chance_recall(correct: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """The same for a random order of the pool; k / P x 100 where each query has one correct item."""
-    correct = np.asarray(correct)
-    pool, count = correct.shape[1], correct.sum(axis=1).astype(np.float64)
-    recalls = {}
-    for k in ks:
-        # The i-th item drawn is wrong with probability (P - count - i) / (P - i).
-        drawn = np.arange(min(k, pool))
-        missed = np.prod(np.clip(pool - count[:, None] - drawn, 0, None) / (pool - drawn), axis=1)
-        recalls[f"R@{k}"] = 100.0 * float(np.mean(1.0 - missed))
-    return recalls
-
-
-def standardise(scores: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Subtract the mean, divide by the deviation along an axis; only finite entries count, others stay."""
+def standardise(scores: np.ndarray) -> np.ndarray:
+    """Zero mean and unit deviation in each row [Q, P]; only finite entries count, others stay."""
     scores = np.asarray(scores, np.float64)
     finite = np.isfinite(scores)
-    count = np.maximum(finite.sum(axis=axis, keepdims=True), 1)
-    centred = scores - np.where(finite, scores, 0.0).sum(axis=axis, keepdims=True) / count
-    deviation = np.sqrt(np.square(np.where(finite, centred, 0.0)).sum(axis=axis, keepdims=True) / count)
+    count = np.maximum(finite.sum(axis=1, keepdims=True), 1)
+    centred = scores - np.where(finite, scores, 0.0).sum(axis=1, keepdims=True) / count
+    deviation = np.sqrt(np.square(np.where(finite, centred, 0.0)).sum(axis=1, keepdims=True) / count)
     return centred / np.where(deviation > 0, deviation, 1.0)
 
 
-def combine(scores: Sequence[np.ndarray], weights: Sequence[float], axes: Sequence[int] = (1,)) -> np.ndarray:
-    """Weighted sum [Q, P] of scorers, each standardised first.
-
-    axes: along which, one after the other. (1,) puts the scorers on one scale within each query; (0, 1) also
-    takes from every item what it scores with all queries, so that no item is near to everything.
-    """
+def combine(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Weighted sum [Q, P] of scorers, each standardised within each query first."""
     if not scores or len(scores) != len(weights):
         raise ValueError(f"combine needs one weight per score matrix, found {len(scores)} and {len(weights)}")
     shapes = {np.shape(matrix) for matrix in scores}
@@ -88,24 +71,29 @@ def combine(scores: Sequence[np.ndarray], weights: Sequence[float], axes: Sequen
     for matrix, weight in zip(scores, weights, strict=True):
         if weight == 0:
             continue  # a scorer that is switched off does not pass on its NaN either
-        for axis in axes:
-            matrix = standardise(matrix, axis)
-        total += weight * np.asarray(matrix, np.float64)
+        total += weight * standardise(matrix)
     return total
 
 
-def debias(log_likelihood: np.ndarray) -> np.ndarray:
-    """Score of an item: the log-likelihood minus its mean over the queries. [Q, P] -> [Q, P].
+def mutual_information(log_likelihood: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    """Pointwise mutual information of texts with pictures or recordings, [Q, P] -> [Q, P].
 
-    The matrix is log p(text | other modality) with queries in rows, whichever side the text is on. Where
-    texts are the items, the mean estimates how likely the text is for any picture, and what is left is the
-    pointwise mutual information; where texts are the queries, it takes out what a picture gives to every
-    text. Non-finite entries stay out of the mean.
+    How likely a text is at all is estimated by its mean probability over `others`, so that a text that fits
+    everything is no good answer. The mean is of probabilities: the mean of their logarithms is ruled by the
+    pictures that a text contradicts, and calls every precise sentence unlikely. Where texts are the queries
+    (the transpose), nothing changes within a row.
+
+    Args:
+      log_likelihood: log p(text p | query q). Infinite ones count as probability 0, NaN is left out.
+      others: [N, P], log p(text p | other n). By default the queries themselves; each then knows whether its
+        texts fit another query better.
     """
     log_likelihood = np.asarray(log_likelihood, np.float64)
-    finite = np.isfinite(log_likelihood)
-    mean = np.where(finite, log_likelihood, 0.0).sum(axis=0) / np.maximum(finite.sum(axis=0), 1)
-    return log_likelihood - mean
+    others = log_likelihood if others is None else np.asarray(others, np.float64)
+    known = ~np.isnan(others)
+    total = np.logaddexp.reduce(np.where(known, others, -np.inf), axis=0)
+    with np.errstate(invalid="ignore"):  # a text that nothing allows
+        return log_likelihood - (total - np.log(np.maximum(known.sum(axis=0), 1)))
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:

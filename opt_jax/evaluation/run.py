@@ -54,7 +54,7 @@ def evaluate(
     say(f"retrieval in {len(pools)} pools of {size}")
     weights = pretrained.best_weights(model, validation or pools[:1], settings.rerank_top)
     options = {"matching_pools": settings.matching_pools, "rerank_top": settings.rerank_top}
-    results, best = pretrained.retrieval(model, pools, weights, **options)
+    results, best = pretrained.retrieval(model, pools, weights, validation, **options)
     results["retrieval/pool"], results["retrieval/description"] = (
         size,
         describe(weights, settings.rerank_top, bool(validation)),
