@@ -73,13 +73,16 @@ def microbatches(batch: Batch, number: int, group: int, mesh: Mesh) -> Batch:
 
 
 def _gradients(task, params, batch, key, step, scale, number, mesh):
-    """(losses, total, gradients) of the whole batch in `number` parts. What is derived is total * scale."""
+    """(losses, total, gradients) of the whole batch in `number` parts.
+
+    What is derived is total * scale, if there is one; without, no pass over the gradients undoes it.
+    """
 
     def derived(params, batch, key, counts):
         losses = task.losses(params, batch, key, step)
         counts = {name: count for name, (_, count) in losses.items()} if counts is None else counts
         total = total_loss(losses, counts, task.weights)
-        return total * scale, (losses, total)
+        return total if scale is None else total * scale, (losses, total)
 
     derive = jax.grad(derived, has_aux=True)
     if number == 1:
@@ -98,7 +101,10 @@ def _gradients(task, params, batch, key, step, scale, number, mesh):
         like = jax.eval_shape(lambda: derive(params, jax.tree.map(lambda x: x[0], parts[1]), key, counts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         (gradients, (losses, total)), _ = jax.lax.scan(part, zeros, parts)
-    return losses, total, jax.tree.map(lambda gradient: gradient.astype(jnp.float32) / scale, gradients)
+    gradients = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
+    if scale is not None:
+        gradients = jax.tree.map(lambda gradient: gradient / scale, gradients)
+    return losses, total, gradients
 
 
 def _suspects(sums: Mapping[str, jax.Array], total: jax.Array, gradients: Any) -> list[tuple[str, jax.Array]]:
@@ -149,8 +155,9 @@ def make_step(
         prepare_key, losses_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         tokens = count_tokens(batch)
         batch = task.prepare(prepare_key, batch)
+        scale = state.loss_scale if scales_loss else None
         losses, total, gradients = _gradients(
-            task, state.params, batch, losses_key, state.step, state.loss_scale, config.accumulation, mesh
+            task, state.params, batch, losses_key, state.step, scale, config.accumulation, mesh
         )
         norm = global_norm(gradients)
         rate = schedule(state.step)
