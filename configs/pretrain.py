@@ -11,7 +11,7 @@ hour on two CPU cores.
 chooses another variant and overrides a field:
 
     tiny        4 layers, 192 wide; two cores
-    small       the same model on three times the data, with more steps; two cores, about an hour
+    small       the same model on three times the data, with more steps; two cores, an hour and a quarter
     base_paper  the paper's model and schedule, as far as the paper tells them
     base        the same size with this project's changes: norms first, alignment layers, contrast
     large       24 layers, 1024 wide, as the released port's large model
@@ -28,27 +28,19 @@ from opt_jax.configuration import choose, load
 ENCODERS = Path(__file__).parent / "encoders"
 
 # What differs by variant; the rest is below. In decoders and encoder alike, mlp_size is 4 x hidden_size.
+TINY = dict(
+    model=dict(hidden_size=192, num_layers=4, num_heads=6, num_alignment_layers=2, alignment_size=128),
+    decoder=dict(num_layers=2, num_heads=6),
+    text_positions=20,
+    audio_positions=64,
+    regions=8,
+    buckets=dict(text_lengths=(20, 20), audio_lengths=(36, 64)),
+    placeholder_lengths=dict(text=12, image=6, audio=32),
+    train=dict(steps=1800, batch_size=32, learning_rate=1.5e-3, warmup_steps=150, decay="cosine"),
+)
 VARIANTS = {
-    "tiny": dict(
-        model=dict(hidden_size=192, num_layers=4, num_heads=6, num_alignment_layers=2, alignment_size=128),
-        decoder=dict(num_layers=2, num_heads=6),
-        text_positions=20,
-        audio_positions=64,
-        regions=8,
-        buckets=dict(text_lengths=(20, 20), audio_lengths=(36, 64)),
-        placeholder_lengths=dict(text=12, image=6, audio=32),
-        train=dict(steps=1800, batch_size=32, learning_rate=1.5e-3, warmup_steps=150, decay="cosine"),
-    ),
-    "small": dict(
-        model=dict(hidden_size=192, num_layers=4, num_heads=6, num_alignment_layers=2, alignment_size=128),
-        decoder=dict(num_layers=2, num_heads=6),
-        text_positions=20,
-        audio_positions=64,
-        regions=8,
-        buckets=dict(text_lengths=(20, 20), audio_lengths=(36, 64)),
-        placeholder_lengths=dict(text=12, image=6, audio=32),
-        train=dict(steps=5400, batch_size=32, learning_rate=1.5e-3, warmup_steps=300, decay="cosine"),
-    ),
+    "tiny": TINY,
+    "small": TINY | dict(train=TINY["train"] | dict(steps=8000, warmup_steps=300)),
     "base_paper": dict(
         # 12 layers, 768 wide, 12 heads, norms after each block [paper]; decoders of 6 layers, 8 heads [port].
         model=dict(hidden_size=768, num_layers=12, num_heads=12, num_alignment_layers=0, pre_norm=False),
