@@ -78,7 +78,14 @@ class Checkpoints:
             return
         record = {"fingerprint": self.fingerprint, "hashes": leaf_hashes(state), "host": dict(host)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        self._manager.save(step, args=items)
+        if not self._manager.save(step, args=items):
+            raise RuntimeError(f"{self.directory}: step {step} was not saved; there is step {self.latest()}")
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
 
     def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         """(state, host) as saved; `abstract` gives shapes, dtypes and shardings, of any mesh.

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +25,7 @@ from opt_jax.checkpoints import Checkpoints, abstract_state
 from opt_jax.data.plan import host_slice
 from opt_jax.metrics_log import MetricsLog, progress
 from opt_jax.optimizer import make_optimizer, weight_decay_mask
-from opt_jax.partitioning import RULES, make_mesh, place_batch, replicated, unbox
+from opt_jax.partitioning import make_mesh, place_batch, replicated, unbox
 from opt_jax.preemption import agreed, stop_signals
 from opt_jax.prefetch import Prefetch
 from opt_jax.state import fresh, shardings, with_initial
@@ -150,6 +149,12 @@ def _chosen(state: Any, best: Checkpoints | None, abstract: Any) -> Any:
     return best.restore(best.latest(), abstract)[0].params
 
 
+def _leave(signals: list[int]) -> None:
+    """Ends the run if it was asked to while the last step was being saved or parameters were read."""
+    if signals:
+        raise SystemExit(128 + max(signals))
+
+
 def train(
     task: Task,
     batches: Batches,
@@ -178,6 +183,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         signals = stack.enter_context(stop_signals())
+        stack.push(lambda kind, *_: _leave(signals) if kind is None else None)  # after everything is closed
         checkpoints = Checkpoints(directory, config.keep, _fingerprint(fingerprint, config, seed))
         stack.callback(checkpoints.close)
         best = None  # only early stopping looks back
@@ -185,6 +191,8 @@ def train(
             best = Checkpoints(directory.with_name(f"{name}_best"), 1, checkpoints.fingerprint)
             stack.callback(best.close)
         start = checkpoints.latest() or 0
+        if best:
+            best.discard_after(start)  # of an earlier training, or of steps that are done again
         source = batches.from_step(start)
         first = next(source)
         create, abstract, places, optimizer = _initialize(task, config, place_batch(mesh, first), seed, mesh)
@@ -202,7 +210,6 @@ def train(
         if start >= config.steps or stopping["stopped"]:
             return _chosen(state, best, abstract)
 
-        stack.enter_context(nn.logical_axis_rules(tuple(RULES.items())))
         everywhere = replicated(mesh)
         step = make_step(task, config, optimizer, seed, mesh)
         step = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
@@ -234,7 +241,9 @@ def train(
                 say(f"{name}: about {minutes:.1f} minutes to go, {seconds:.3f} s a step")
 
             last = number == config.steps
-            if last or number % config.log_every == 0:
+            overdue = time.monotonic() - saved_at > config.checkpoint_minutes * 60
+            stop, overdue = agreed(max(signals, default=0), overdue, ask=number % config.log_every == 0)
+            if last or stop or number % config.log_every == 0:
                 values, failures = window.take()
                 log.write(number, values)
                 losses = ", ".join(f"{key} {values[key]:.4g}" for key in (*sorted(task.weights), "total"))
@@ -256,8 +265,6 @@ def train(
                     best.save(number, state, stopping)
                 window.pause()
 
-            overdue = time.monotonic() - saved_at > config.checkpoint_minutes * 60
-            stop, overdue = agreed(max(signals, default=0), overdue, ask=number % config.log_every == 0)
             ends = last or bool(stop) or stopping["stopped"]
             if ends or overdue or number % config.checkpoint_every == 0:
                 checkpoints.save(number, state, stopping)

@@ -1,6 +1,7 @@
 """The training loop on a small linear model with axis names, on meshes of simulated devices."""
 
 import os
+import shutil
 import signal
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from opt_jax.checkpoints import FingerprintMismatch
+from opt_jax.checkpoints import Checkpoints, FingerprintMismatch
 from opt_jax.metrics_log import read_metrics
 from opt_jax.train import NonFiniteError, Task, train
 
@@ -150,6 +151,33 @@ def test_a_run_interrupted_by_a_signal_ends_as_an_uninterrupted_one(tmp_path, re
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_during_the_last_save_ends_the_run_too(tmp_path, monkeypatch):
+    close = Checkpoints.close
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(Checkpoints, "close", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, steps=2)
+    assert stopped.value.code == 143
+    monkeypatch.undo()
+    run(tmp_path, steps=2)
+    assert len(lines(tmp_path)) == 1  # the work was done and saved
+
+
+def test_what_happened_before_a_stop_is_logged(tmp_path):
+    with pytest.raises(SystemExit):
+        run(
+            tmp_path,
+            data=Data(after=lambda step: step == 3 and os.kill(os.getpid(), signal.SIGTERM)),
+            log_every=50,
+        )
+    (line,) = lines(tmp_path)
+    assert 0 < line["step"] < 6 and np.isfinite(line["total"])
+
+
 def test_a_finished_run_returns_its_parameters_without_a_step(tmp_path, capsys):
     params = jax.device_get(run(tmp_path, steps=2))
     capsys.readouterr()
@@ -215,6 +243,18 @@ def test_float16_halves_its_scale_until_it_fits(tmp_path):
     assert np.any(np.asarray(after["up"]["kernel"]) != before["up"]["kernel"])
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_float16_undoes_its_loss_scale(tmp_path, accumulation):
+    # Without clipping and with a large epsilon, Adam's update depends on the size of the gradient.
+    fields = dict(steps=3, clip_norm=0.0, epsilon=1.0, accumulation=accumulation, log_every=1)
+    wanted = run(tmp_path / "a", **fields)
+    found = run(tmp_path / "b", precision="float16", **fields)
+    assert lines(tmp_path / "b")[-1]["loss_scale"] == 2.0**15
+    assert_same(found, wanted, 1e-7)
+    norms = [[line["gradient_norm"] for line in lines(tmp_path / run)] for run in "ab"]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-5)
+
+
 def test_initial_parameters_override_by_path(tmp_path, capsys):
     bias = np.full(8, 3.0, np.float32)
     given = {"up": {"bias": bias}, "other": bias}
@@ -254,6 +294,22 @@ def test_early_stopping_returns_the_best_parameters(tmp_path):
     assert_same(
         run(tmp_path / "a", task, validation=validation, **fields), found
     )  # also when it is asked again
+
+
+def test_early_stopping_forgets_the_best_of_a_deleted_training(tmp_path):
+    def best_at(wanted):
+        def evaluate(params, batch, key, step):
+            far = jnp.square(step - float(wanted))
+            return {name: (far, jnp.float32(1)) for name in ("restore", "small", "largest")}
+
+        return Task(TASK.init, losses, TASK.weights, prepare, evaluate_losses=evaluate)
+
+    validation = [next(Data().from_step(100))]
+    fields = dict(decay="constant", validate_every=2, early_stopping_patience=2)
+    run(tmp_path, best_at(6), validation=validation, steps=6, **fields)
+    shutil.rmtree(tmp_path / "checkpoints" / "test")
+    found = jax.device_get(run(tmp_path, best_at(2), validation=validation, steps=20, **fields))
+    assert_same(found, jax.device_get(run(tmp_path / "b", steps=2, decay="constant")))
 
 
 def test_each_shape_is_compiled_once(tmp_path, capsys):
