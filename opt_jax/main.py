@@ -9,6 +9,7 @@ the data do not fit (the message says what to do); 130 and 143 interrupted.
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -80,13 +81,25 @@ def run(config: ConfigDict, workdir: Path) -> None:
     keep_compiled_programs(workdir)
     validate(config)
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_workdir(workdir)
         if not (workdir / "config.json").exists():
             write_record(workdir / "config.json", config.to_dict())
         print(describe(config, workdir), flush=True)
     from opt_jax import pipeline  # after the set-up: importing the models may touch the devices
 
     pipeline.run(config, workdir)
+
+
+def make_workdir(workdir: Path) -> None:
+    """Raises ConfigError where no directory can be made, or none that can be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"the workdir {workdir} cannot be used: {error.strerror}; choose another"
+        ) from error
 
 
 def start_processes(distributed: ConfigDict) -> None:
@@ -115,7 +128,9 @@ def keep_compiled_programs(workdir: Path) -> None:
 
 def describe(config: ConfigDict, workdir: Path) -> str:
     """What is going to happen, and how long it should take."""
-    minutes = dict(config.predicted_minutes)
+    minutes = dict(config.predicted_minutes) | {
+        "pretrain": config.predicted_step_seconds * config.train.steps / 60
+    }
     known = {stage: value for stage, value in minutes.items() if value > 0}
     unknown = [stage for stage in minutes if stage not in known]
     lines = [
@@ -124,7 +139,7 @@ def describe(config: ConfigDict, workdir: Path) -> str:
         f"model: {config.model.num_layers} layers, {config.model.hidden_size} wide;"
         f" {config.train.steps} steps of {config.train.batch_size} triplets",
         "predicted minutes on a quiet 2-core machine, from nothing: "
-        + ", ".join(f"{stage} {value:g}" for stage, value in known.items())
+        + ", ".join(f"{stage} {value:.1f}" for stage, value in known.items())
         + f"; together {sum(known.values()):.0f}"
         + (f" (not measured: {', '.join(unknown)})" if unknown else ""),
     ]

@@ -43,13 +43,13 @@ def _one_of(config, field: str, choices) -> Iterator[str]:
 
 def _positive(config, *fields: str) -> Iterator[str]:
     for field in fields:
-        if _get(config, field) <= 0:
+        if not _get(config, field) > 0:  # so that NaN is refused
             yield f"config.{field} is {_get(config, field)}; it must be above 0"
 
 
 def _not_negative(config, *fields: str) -> Iterator[str]:
     for field in fields:
-        if _get(config, field) < 0:
+        if not _get(config, field) >= 0:
             yield f"config.{field} is {_get(config, field)}; it must be 0 or more"
 
 
@@ -57,6 +57,12 @@ def _probability(config, *fields: str) -> Iterator[str]:
     for field in fields:
         if not 0 <= _get(config, field) <= 1:
             yield f"config.{field} is {_get(config, field)}; a probability lies between 0 and 1"
+
+
+def _below_one(config, *fields: str) -> Iterator[str]:
+    for field in fields:
+        if not 0 <= _get(config, field) < 1:
+            yield f"config.{field} is {_get(config, field)}; it must be 0 or more and below 1"
 
 
 def _get(config, field: str):
@@ -67,6 +73,7 @@ def _get(config, field: str):
 
 def _data(config) -> Iterator[str]:
     yield from _one_of(config, "data.source", SOURCES)
+    yield from _not_negative(config, "seed")
     scenes = ("train", "validation", "test", "image_size", "max_objects", "shard_size")
     yield from _positive(config, *(f"data.spoken_scenes.{field}" for field in scenes))
     made = (Path(config.workdir) / "data" / DONE).exists()
@@ -92,6 +99,16 @@ def _recipes(config) -> Iterator[str]:
     """What the recipes of the encoders that are trained here would stumble over later."""
     detector, wav2vec2, dvae = (config.encoders[name] for name in ENCODERS)
     embedded = config.data.source == "spoken_scenes"
+    for field in _encoder_trainings(config):
+        train = _get(config, field)
+        sizes = ("steps", "batch_size", "learning_rate")
+        yield from _positive(config, *(f"{field}.{name}" for name in sizes))
+        yield from _one_of(config, f"{field}.decay", DECAYS)
+        if embedded and train.batch_size > config.data.spoken_scenes.train:
+            yield (
+                f"config.{field}.batch_size is {train.batch_size}, more than"
+                f" config.data.spoken_scenes.train {config.data.spoken_scenes.train}"
+            )
     if embedded and not detector.pretrained:
         if detector.model.num_classes != len(CLASS_NAMES):
             yield (
@@ -103,6 +120,12 @@ def _recipes(config) -> Iterator[str]:
                 f"config.encoders.detector.max_objects is {detector.max_objects}, less than"
                 f" config.data.spoken_scenes.max_objects {config.data.spoken_scenes.max_objects}"
             )
+        if detector.image_size != config.data.spoken_scenes.image_size:
+            yield (
+                f"config.encoders.detector.image_size is {detector.image_size}, so it would be trained on"
+                " other pictures than it is used on; set it to config.data.spoken_scenes.image_size,"
+                f" {config.data.spoken_scenes.image_size}"
+            )
     if not wav2vec2.pretrained:
         if not (wav2vec2.ssl.enabled or wav2vec2.ctc.enabled):
             yield "config.encoders.wav2vec2: ssl.enabled and ctc.enabled are both False; enable one"
@@ -111,14 +134,54 @@ def _recipes(config) -> Iterator[str]:
                 f"config.encoders.wav2vec2.model.num_heads is {wav2vec2.model.num_heads}, which does not"
                 f" divide hidden_size {wav2vec2.model.hidden_size}"
             )
+        yield from _speech_model(config, wav2vec2)
     cell = dvae.model.patch_size * 2 ** (dvae.model.group_count - 1)
     if not dvae.pretrained and dvae.image_size % cell:
         yield f"config.encoders.dvae.image_size is {dvae.image_size}; it must be a multiple of {cell}"
 
 
+def _speech_model(config, wav2vec2) -> Iterator[str]:
+    model, field = wav2vec2.model, "config.encoders.wav2vec2"
+    if not len(model.conv_dim) == len(model.conv_kernel) == len(model.conv_stride):
+        yield f"{field}.model: conv_dim, conv_kernel and conv_stride are one number for each layer"
+    if model.position_groups <= 0 or model.hidden_size % model.position_groups:
+        yield (
+            f"{field}.model.position_groups is {model.position_groups}, which does not divide hidden_size"
+            f" {model.hidden_size}"
+        )
+    if wav2vec2.ssl.codevector_dim % wav2vec2.ssl.num_codebooks:
+        yield (
+            f"{field}.ssl.codevector_dim is {wav2vec2.ssl.codevector_dim}, no multiple of num_codebooks"
+            f" {wav2vec2.ssl.num_codebooks}"
+        )
+    if not wav2vec2.batches.bucket_seconds:
+        yield f"{field}.batches.bucket_seconds is empty; give growing lengths in seconds"
+    states = [str(number) for number in range(model.num_layers + 1)]
+    if model.features not in ("context", "conv", *states):
+        yield (
+            f"{field}.model.features is {model.features!r}; choose 'context', 'conv' or '0' to {states[-1]!r}"
+        )
+
+
+def _encoder_trainings(config) -> list[str]:
+    """The fields of the trainings of those encoders that are trained here."""
+    trains = {"detector": ["train"], "wav2vec2": [], "dvae": ["train"]}
+    trains["wav2vec2"] = [
+        f"{part}.train" for part in ("ssl", "ctc") if config.encoders.wav2vec2[part].enabled
+    ]
+    if config.encoders.dvae.start.pictures:
+        trains["dvae"].append("start.train")
+    return [
+        f"encoders.{name}.{part}"
+        for name, parts in trains.items()
+        for part in parts
+        if not config.encoders[name].pretrained
+    ]
+
+
 def _lengths(config) -> Iterator[str]:
     cache, loader, model = config.cache, config.loader, config.model
-    yield from _one_of(config, "cache.dtype", ("float16", "float32"))
+    yield from _one_of(config, "cache.dtype", ("float16", "bfloat16"))
     sizes = ("examples_per_shard", "audio_stack", "max_audio_positions", "max_regions")
     yield from _positive(config, *(f"cache.{field}" for field in sizes))
     yield from _not_negative(config, "loader.workers")
@@ -157,7 +220,7 @@ def _model(config) -> Iterator[str]:
     sizes = ("hidden_size", "alignment_size", "unroll", "max_text_positions", "max_audio_positions")
     values = ("layer_norm_epsilon", "initializer_range", "temperature_init", "temperature_min")
     yield from _positive(config, *(f"model.{field}" for field in (*sizes, *values)))
-    yield from _probability(config, "model.dropout")
+    yield from _below_one(config, "model.dropout")
     yield from _not_negative(config, "model.frame_window")
     if model.frame_window > 0 and model.frame_window % 2 == 0:
         yield (
@@ -192,12 +255,15 @@ def _objectives(config) -> Iterator[str]:
         used = [name for name in names if objectives.weights[name] > 0]
         if used and not objectives.rows[level]:
             yield f"config.objectives.rows.{level} is 0, but {', '.join(used)} need it; or set them to 0"
-    drops = [f"objectives.modality_drop_probability.{name}" for name in objectives.modality_drop_probability]
+    for name, probability in objectives.modality_drop_probability.items():
+        if not 0 < probability < 1:  # else a pair of modalities may have nothing that can be dropped
+            yield (
+                f"config.objectives.modality_drop_probability.{name} is {probability}; it must lie between 0"
+                " and 1, as 0.01 for hardly ever"
+            )
     shares = ("mask_probability", "dropped_as_absent", "sample_drop_probability", "label_smoothing")
-    yield from _probability(config, *drops, *(f"objectives.{name}" for name in shares))
+    yield from _probability(config, *(f"objectives.{name}" for name in shares))
     yield from _probability(config, "objectives.hard_negative_fraction")
-    if all(probability >= 1 for probability in objectives.modality_drop_probability.values()):
-        yield "config.objectives.modality_drop_probability is 1 for all; one modality must be able to stay"
     yield from _positive(config, "objectives.macl_temperature", "objectives.hard_negative_temperature")
     lengths = objectives.placeholder_lengths
     yield from _positive(config, *(f"objectives.placeholder_lengths.{name}" for name in lengths))
@@ -223,7 +289,13 @@ def _training(config) -> Iterator[str]:
     yield from _positive(config, *(f"train.{field}" for field in positive))
     counts = ("warmup_steps", "weight_decay", "clip_norm", "validate_every", "early_stopping_patience")
     yield from _not_negative(config, *(f"train.{field}" for field in counts))
-    yield from _probability(config, "train.beta1", "train.beta2", "train.end_learning_rate_fraction")
+    yield from _below_one(config, "train.beta1", "train.beta2")
+    yield from _probability(config, "train.end_learning_rate_fraction")
+    if train.early_stopping_patience and not train.validate_every:
+        yield (
+            f"config.train.early_stopping_patience is {train.early_stopping_patience}, but nothing is ever"
+            " validated; set config.train.validate_every, or the patience to 0"
+        )
     if train.warmup_steps >= train.steps:
         yield (
             f"config.train.warmup_steps is {train.warmup_steps}, of config.train.steps {train.steps}: the"
@@ -259,6 +331,11 @@ def _mesh(config, num_devices: int) -> Iterator[str]:
     for name in free:
         sizes[name] = num_devices // known
     group = sum(config.objectives.rows.values())
+    if sizes["data"] * sizes["fsdp"] % jax.process_count():
+        yield (
+            f"config.train.mesh {sizes}: data x fsdp must be a multiple of the {jax.process_count()}"
+            " processes, each of which loads rows of its own; make tensor smaller, or run fewer processes"
+        )
     parts = train.accumulation * sizes["data"] * sizes["fsdp"]
     if parts > 0 and train.batch_size % parts:
         near = max(1, round(train.batch_size / parts)) * parts
@@ -275,17 +352,12 @@ def _mesh(config, num_devices: int) -> Iterator[str]:
 
 
 def _encoder_batches(config, num_devices: int) -> Iterator[str]:
-    detector, wav2vec2, dvae = (config.encoders[name] for name in ENCODERS)
-    trains = {"detector.train": detector, "dvae.start.train": dvae, "dvae.train": dvae}
-    trains |= {f"wav2vec2.{part}.train": wav2vec2 for part in ("ssl", "ctc") if wav2vec2[part].enabled}
-    for field, encoder in trains.items():
-        train = _get(config, f"encoders.{field}")
-        if encoder.pretrained or "mesh" in train or "batch_size" not in train:
-            continue
-        if train.batch_size % num_devices:
+    for field in _encoder_trainings(config):
+        train = _get(config, field)
+        if "mesh" not in train and train.batch_size % num_devices:
             yield (
-                f"config.encoders.{field}.batch_size is {train.batch_size}, which {num_devices} devices do"
-                f" not divide; {-(-train.batch_size // num_devices) * num_devices} would do"
+                f"config.{field}.batch_size is {train.batch_size}, which {num_devices} devices do not divide;"
+                f" {-(-train.batch_size // num_devices) * num_devices} would do"
             )
 
 

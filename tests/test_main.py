@@ -57,7 +57,9 @@ def test_the_command_overrides_records_and_predicts(tmp_path):
     assert written["train"]["steps"] == 700 and written["model"] == load(PRETRAIN, "small").model.to_dict()
     assert written["workdir"] == "runs/here" and written["model"]["dtype"] == "float32"
     assert not ended.stderr  # no logs of the libraries either
+    seconds = load(PRETRAIN, "small").predicted_step_seconds
     assert "predicted minutes on a quiet 2-core machine" in ended.stdout and "; together " in ended.stdout
+    assert seconds > 0 and f"pretrain {700 * seconds / 60:.1f}" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,12 @@ def test_expected_errors_come_without_a_traceback_others_with(run_with, capsys):
     assert capsys.readouterr().err == "opt_jax: data: made by other inputs\n"
     with pytest.raises(ZeroDivisionError):
         run_with(raises(ZeroDivisionError()))
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(main.ConfigError, match="taken cannot be used: File exists; choose another"):
+        main.make_workdir(tmp_path / "taken")
 
 
 def test_a_coordinator_needs_its_numbers():

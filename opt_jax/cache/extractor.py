@@ -57,7 +57,7 @@ class Extractor:
         return Schema(
             region_size=model.feature_size,
             region_classes=self.detector[1]["num_classes"] + 1,
-            audio_size=self.speech[1]["hidden_size"],
+            audio_size=wav2vec2.feature_size(self.speech[1]),
             num_codes=codes_per_image,
             cls_id=self.tokenizer.cls_id,
             feature_dtype=feature_dtype,

@@ -180,6 +180,11 @@ def select_features(output: Wav2Vec2Output, features: str) -> jax.Array:
     raise ValueError(f"features: expected 'context', 'conv' or an index below {count}, found {features!r}")
 
 
+def feature_size(config) -> int:
+    """The width of what `select_features` gives for `config.features`."""
+    return config["conv_dim"][-1] if config["features"] == "conv" else config["hidden_size"]
+
+
 class Extractor:
     """The frozen encoder as a function: raw waveforms to features, and to letters where there is a CTC head.
 

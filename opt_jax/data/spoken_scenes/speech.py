@@ -35,7 +35,7 @@ def load_espeak():
         import espeakng_loader
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Spoken Scenes needs the package espeakng-loader to speak: pip install 'opt_jax[demo]'"
+            "Spoken Scenes needs the package espeakng-loader to speak: pip install -e '.[demo]'"
         ) from error
     return espeakng_loader
 
