@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from opt_jax.cache.build import build_cache
 from opt_jax.cache.extractor import Extractor
-from opt_jax.cache.manifest import CacheError
+from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader, LoaderConfig
@@ -60,6 +60,7 @@ def make_sources(config, workdir: Path) -> dict:
     settings.update(config.data.spoken_scenes)
     directory = workdir / "data"
     inputs = {"source": config.data.source, "settings": settings.to_dict(), "seed": config.seed}
+    inputs["generator_version"] = spoken_scenes.GENERATOR_VERSION
     run_stage(
         "data",
         directory,
@@ -147,6 +148,12 @@ def make_caches(
         inputs = {"fingerprint": fingerprint, "examples_per_shard": config.cache.examples_per_shard}
         run_stage(f"cache/{split}", directory, inputs, build, collective=False)
         caches[split] = cache = FeatureCache(directory / "features", fingerprint)
+        if set_aside := cache.manifest.num_quarantined:
+            print(
+                f"cache/{split}: {set_aside} of {set_aside + len(cache)} rows could not be used; why is in"
+                f" {directory / 'features' / QUARANTINE}",
+                flush=True,
+            )
         if at_limit := int((cache.frame_counts >= max_frames).sum()):
             print(
                 f"cache/{split}: {at_limit} of {len(cache)} recordings reach the {max_seconds:g} s of"
@@ -280,6 +287,7 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
             if isinstance(value, int | float)
         }
     results |= {f"triplets/{split}": len(cache) for split, cache in caches.items()}
+    results |= {f"set_aside/{split}": cache.manifest.num_quarantined for split, cache in caches.items()}
     results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     write_record(workdir / "results.json", results)
     # Again, now that no stage has refused it: the configuration that made what is there.
