@@ -4,13 +4,17 @@ import base64
 from pathlib import Path
 
 _KINDS = {
-    "image": ("image/png", lambda head: head[:8] == b"\x89PNG\r\n\x1a\n"),
-    "audio": ("audio/wav", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WAVE"),
+    "image": {"image/png": lambda head: head[:8] == b"\x89PNG\r\n\x1a\n"},
+    "audio": {
+        # A frame of MPEG audio begins with eleven set bits.
+        "audio/mpeg": lambda head: head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"),
+        "audio/wav": lambda head: head[:4] == b"RIFF" and head[8:12] == b"WAVE",
+    },
 }
 
 
 class Media:
-    """Reads PNG and WAV files inside one directory, up to a size per file and in all.
+    """Reads PNG, MP3 and WAV files inside one directory, up to a size per file and in all.
 
     `inline` returns {"uri": data URI} or {"problem": why the file is not shown}: a page with a gap is worth
     more than no page. The kind is told by the file's first bytes, not its name; links are followed before
@@ -23,7 +27,7 @@ class Media:
         self.bytes_left = max_total_bytes
 
     def inline(self, path: object, kind: str) -> dict[str, str]:
-        """path: relative to the root; kind: "image" (PNG) or "audio" (WAV)."""
+        """path: relative to the root; kind: "image" (PNG) or "audio" (MP3, WAV)."""
         if not isinstance(path, str) or "\0" in path:
             return {"problem": f"not a path: {path!r}"}
         file = (self.root / path).resolve()
@@ -37,8 +41,8 @@ class Media:
         if size > self.bytes_left:
             return {"problem": f"{path}: left out to keep the page small"}
         content = file.read_bytes()
-        mime, matches = _KINDS[kind]
-        if not matches(content):
-            return {"problem": f"{path}: not {mime}"}
+        mime = next((mime for mime, matches in _KINDS[kind].items() if matches(content[:12])), None)
+        if mime is None:
+            return {"problem": f"{path}: not {' or '.join(_KINDS[kind])}"}
         self.bytes_left -= len(content)
         return {"uri": f"data:{mime};base64,{base64.b64encode(content).decode()}"}

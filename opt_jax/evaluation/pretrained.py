@@ -15,6 +15,7 @@ from opt_jax.evaluation.classification import (
 from opt_jax.evaluation.paired import paired_difference, pools
 from opt_jax.evaluation.retrieval import (
     combine,
+    debias,
     equal_captions,
     mutual_information,
     recall_at_k,
@@ -41,25 +42,28 @@ INPUT_SETS = {
     "T+I+A": (1, 1, 1),
 }
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the other scorers beside alignment's 1, tried on validation
+WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1)  # of the linear probe, tried on validation
 SHARES = (1.0, 0.5, 0.0)  # of the alignment of all queries beside that of the text alone
 
 
-def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
-    """Scores [P, P] of the scorers of linear cost, by direction: {'alignment': ..., 'likelihood': ...}.
+def pool_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
+    """Scores [P, P] of all pairs of a pool, by direction and scorer.
 
-    Without alignment layers only the likelihood is there. For text+audio to image, alignment adds both
-    queries' similarities, text_alignment is that of the text, and so is likelihood. Likelihood is that of the
-    text, as mutual information.
+    'log_likelihood' of the text, and 'information', the mutual information estimated from it within the pool
+    (the text decoder runs on every pair); with alignment layers also 'alignment'. For text+audio to image,
+    alignment adds both queries' similarities, 'text_alignment' is that of the text, and the others are of the
+    text.
     """
-    of_image, of_audio = (mutual_information(model.likelihood(batch, name)) for name in ("image", "audio"))
+    of_image, of_audio = (model.likelihood(batch, source) for source in ("image", "audio"))
+    image_information, audio_information = mutual_information(of_image), mutual_information(of_audio)
     likelihood = {
-        "image_to_text": of_image,
-        "text_to_image": of_image.T,
-        "text_to_audio": of_audio.T,
-        "audio_to_text": of_audio,
-        "text_audio_to_image": of_image.T,
+        "image_to_text": (of_image, image_information),
+        "text_to_image": (of_image.T, image_information.T),
+        "text_to_audio": (of_audio.T, audio_information.T),
+        "audio_to_text": (of_audio, audio_information),
+        "text_audio_to_image": (of_image.T, image_information.T),
     }
-    scores = {name: {"likelihood": matrix} for name, matrix in likelihood.items()}
+    scores = {name: dict(log_likelihood=raw, information=more) for name, (raw, more) in likelihood.items()}
     if model.model.config["num_alignment_layers"]:
         unit = model.embeddings(batch)
         for name, (queries, item) in DIRECTIONS.items():
@@ -72,38 +76,38 @@ def linear_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
 def best_weights(model: Model, batches, rerank_top: int) -> dict[str, dict[str, float]]:
     """For each direction the weights that rank best (R@1, then R@5) on validation pools.
 
-    First those of the scorers of linear cost, then that of matching in re-ranking the first `rerank_top` of
+    First those of information and alignment, then that of matching in re-ranking the first `rerank_top` of
     their sum; 0 leaves a scorer out.
     """
-    pools = [(batch, linear_scores(model, batch), _correct(batch)) for batch in batches]
+    scored = [(batch, pool_scores(model, batch), _correct(batch)) for batch in batches]
     chosen = {}
     for direction in DIRECTIONS:
-        names = sorted(pools[0][1][direction])
-        options = [dict.fromkeys(names, 0.0) | {"likelihood": 1.0}]
+        names = scored[0][1][direction]
+        options = [{"information": 1.0}]
         if "text_alignment" in names:
             alignments = [{"alignment": share, "text_alignment": 1 - share} for share in SHARES]
         else:
             alignments = [{"alignment": 1.0}] if "alignment" in names else []
-        options += [part | {"likelihood": weight} for part in alignments for weight in WEIGHTS]
-        totals = [[combined(scores[direction], weights) for _, scores, _ in pools] for weights in options]
-        best = max(range(len(options)), key=lambda i, totals=totals: _quality(totals[i], pools))
+        options += [part | {"information": weight} for part in alignments for weight in WEIGHTS]
+        totals = [[combined(scores[direction], weights) for _, scores, _ in scored] for weights in options]
+        best = max(range(len(options)), key=lambda i, totals=totals: _quality(totals[i], scored))
         weights, total = options[best], totals[best]
         if rerank_top:
             tops = [
                 matching_top(model, batch, direction, scores, rerank_top)
-                for (batch, *_), scores in zip(pools, total, strict=True)
+                for (batch, *_), scores in zip(scored, total, strict=True)
             ]
             reranked = {
                 weight: [reordered(x, *top, weight) for x, top in zip(total, tops, strict=True)]
                 for weight in (0.0, *WEIGHTS[1:])
             }
-            weights = weights | {"matching": max(reranked, key=lambda w, r=reranked: _quality(r[w], pools))}
+            weights = weights | {"matching": max(reranked, key=lambda w, r=reranked: _quality(r[w], scored))}
         chosen[direction] = weights
     return chosen
 
 
-def _quality(totals, pools) -> list[float]:
-    recalls = [recall_at_k(total, correct) for total, (*_, correct) in zip(totals, pools, strict=True)]
+def _quality(totals, scored) -> list[float]:
+    recalls = [recall_at_k(total, correct) for total, (*_, correct) in zip(totals, scored, strict=True)]
     return [float(np.mean([recall[k] for recall in recalls])) for k in ("R@1", "R@5")]
 
 
@@ -132,11 +136,12 @@ def retrieval(
     """Recall at 1, 5 and 10 of every scorer and direction, the mean over pools; and the best scores, for
     looking at.
 
-    `retrieval/` is the weighted sum of alignment and likelihood; where matching has a weight, the best
-    `rerank_top` items are put in the order of the sum with it. `retrieval_matching/` scores all pairs of the
-    first `matching_pools` pools. `retrieval_likelihood_alone/image_to_text` takes how likely a text is at all
-    from the pictures of the batches `others`, if there are any, and not from the pool: what one picture alone
-    could be asked.
+    `retrieval/` is the sum of information and alignment with `weights`; where matching has a weight, the best
+    `rerank_top` items are put in the order of the sum with it. `retrieval_likelihood/` is the log-likelihood
+    of the text minus its mean over the queries. `retrieval_information_alone/image_to_text` takes how likely
+    a text is at all from the pictures of the batches `others`, if there are any, and not from the other
+    queries: what one picture alone could be asked. `retrieval_matching/` scores all pairs of the first
+    `matching_pools` pools.
     Returns: results, and for each pool {direction: scores [P, P]}.
     """
     recalls, best = {}, []
@@ -146,23 +151,26 @@ def retrieval(
             recalls.setdefault(f"{scorer}/{direction}/{key}", []).append(value)
 
     for number, batch in enumerate(batches):
-        scores, correct = linear_scores(model, batch), _correct(batch)
+        scores, correct = pool_scores(model, batch), _correct(batch)
         best.append({})
         for direction in DIRECTIONS:
-            for scorer in ("alignment", "likelihood"):
-                if scorer in scores[direction]:
-                    note(f"retrieval_{scorer}", direction, scores[direction][scorer], correct)
-            linear = {name: weights[direction][name] for name in scores[direction]}
-            total = combined(scores[direction], linear)
-            if matching := weights[direction].get("matching"):
+            found = scores[direction]
+            note("retrieval_likelihood", direction, debias(found["log_likelihood"]), correct)
+            for scorer in ("information", "alignment"):
+                if scorer in found:
+                    note(f"retrieval_{scorer}", direction, found[scorer], correct)
+            chosen = dict(weights[direction])
+            matching = chosen.pop("matching", 0.0)
+            total = combined(found, chosen)
+            if matching:
                 total = reordered(total, *matching_top(model, batch, direction, total, rerank_top), matching)
             note("retrieval", direction, total, correct)
             best[-1][direction] = total
         if others:
             texts = {name: batch[name] for name in ("text_ids", "text_valid")}
             elsewhere = np.concatenate([model.likelihood(other | texts, "image") for other in others])
-            alone = mutual_information(model.likelihood(batch, "image"), elsewhere)
-            note("retrieval_likelihood_alone", "image_to_text", alone, correct)
+            alone = mutual_information(scores["image_to_text"]["log_likelihood"], elsewhere)
+            note("retrieval_information_alone", "image_to_text", alone, correct)
         if number < matching_pools:
             for direction, matrix in matching_scores(model, batch).items():
                 note("retrieval_matching", direction, matrix, correct)
@@ -268,23 +276,29 @@ def code_accuracy(model: Model, batches) -> dict[str, float]:
     }
 
 
-def probe(model: Model, train_batches, test_batches) -> dict[str, float]:
-    """mAP of a linear probe for each set of input modalities (the paper's table 2), beside chance."""
-    train_batches, test_batches = list(train_batches), list(test_batches)
+def probe(model: Model, train_batches, validation_batches, test_batches) -> dict[str, float]:
+    """mAP of a linear probe for each set of input modalities (the paper's table 2), beside chance.
 
-    def gather(batches, name):
-        return np.concatenate([np.asarray(batch[name])[np.asarray(batch["row_valid"])] for batch in batches])
+    Larger sets have wider features, so each set has the weight decay that does best on validation.
+    """
+    splits = [list(batches) for batches in (train_batches, validation_batches, test_batches)]
 
-    train_labels, test_labels = gather(train_batches, "labels"), gather(test_batches, "labels")
+    def gather(batches, rows_of):
+        parts = [np.asarray(rows_of(batch))[np.asarray(batch["row_valid"])] for batch in batches]
+        return np.concatenate(parts) if parts else np.zeros((0, 1))
+
+    train_labels, validation_labels, test_labels = (gather(part, lambda b: b["labels"]) for part in splits)
     results = {"classification/chance/mAP": chance_mean_average_precision(test_labels)}
     for name, keep in INPUT_SETS.items():
         keep = tuple(map(bool, keep))
-        train, test = (
-            np.concatenate(
-                [model.probe_features(batch, keep)[np.asarray(batch["row_valid"])] for batch in batches]
-            )
-            for batches in (train_batches, test_batches)
-        )
-        scores = linear_probe(train, train_labels, test)
-        results[f"classification/{name}/mAP"] = mean_average_precision(scores, test_labels)["mAP"]
+        train, validation, test = (gather(p, lambda b, k=keep: model.probe_features(b, k)) for p in splits)
+
+        def tried(decay, features, labels, train=train):
+            scores = linear_probe(train, train_labels, features, weight_decay=decay)
+            return mean_average_precision(scores, labels)["mAP"]
+
+        decay = WEIGHT_DECAYS[0]
+        if len(validation):
+            decay = max(WEIGHT_DECAYS, key=lambda d, v=validation: tried(d, v, validation_labels))
+        results[f"classification/{name}/mAP"] = tried(decay, test, test_labels)
     return results

@@ -5,7 +5,8 @@ What it reads, all under the work directory; whatever is missing leaves its sect
 - `results.json`: flat keys to numbers, null where not finite; percent unless said otherwise.
   `retrieval/<direction>/R@<k>` is the best combination, with image_to_text, text_to_image, text_to_audio,
   audio_to_text or text_audio_to_image. The same under `retrieval_alignment/`, `retrieval_matching/`,
-  `retrieval_likelihood/` and, for image_to_text, `retrieval_likelihood_alone/`. `retrieval/pool` (items)
+  `retrieval_likelihood/`, `retrieval_information/` and, for image_to_text,
+  `retrieval_information_alone/`. `retrieval/pool` (items)
   gives the chance row, `retrieval/description` says what the best combination is, `R@1_standard_error` is
   over pools.
   `speech_recognition/<audio|audio_image>/<WER|CER>`,
@@ -22,7 +23,8 @@ What it reads, all under the work directory; whatever is missing leaves its sect
     "captions":    [{"image", "audio", "references": [text], "from_image", "from_audio", "from_both": text}],
     "transcripts": [{"audio", "truth": text, "from_audio", "from_audio_image": text}],
     "generated":   [{"text", "real": picture, "reconstructed": picture, "generated": [picture]}]}.
-  Every list and field may be missing. Pictures are PNG and audio is WAV, as paths relative to `evaluation/`.
+  Every list and field may be missing. Pictures are PNG and audio is MP3 or WAV, as paths relative to
+  `evaluation/`.
 
 Texts and paths are untrusted: all are escaped, files are read only inside `evaluation/` and `encoders/`, up
 to a size, and the page forbids itself scripts and any load from elsewhere.

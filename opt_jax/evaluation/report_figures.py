@@ -14,7 +14,8 @@ RETRIEVAL_SCORERS = {
     "retrieval_alignment": "Alignment",
     "retrieval_matching": "Matching",
     "retrieval_likelihood": "Text likelihood",
-    "retrieval_likelihood_alone": "Text likelihood, picture by picture",
+    "retrieval_information": "Information",
+    "retrieval_information_alone": "Information, one picture",
 }
 # The rows of the other tables, in the paper's order; what is not named here comes after them.
 INPUTS = {

@@ -75,6 +75,14 @@ def combine(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarra
     return total
 
 
+def debias(log_likelihood: np.ndarray) -> np.ndarray:
+    """The log-likelihood [Q, P] minus its mean over the queries; only finite entries count."""
+    log_likelihood = np.asarray(log_likelihood, np.float64)
+    finite = np.isfinite(log_likelihood)
+    mean = np.where(finite, log_likelihood, 0.0).sum(axis=0) / np.maximum(finite.sum(axis=0), 1)
+    return log_likelihood - mean
+
+
 def mutual_information(log_likelihood: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     """Pointwise mutual information of texts with pictures or recordings, [Q, P] -> [Q, P].
 

@@ -86,7 +86,9 @@ def evaluate(
 
     say("linear probes")
     probe_train = batches("train", settings.probe_train, settings.batch_size)
-    results |= pretrained.probe(model, probe_train, batches("test", len(test.cache), settings.batch_size))
+    held_out = batches("validation", len(loaders["validation"].cache), settings.batch_size)
+    probe_test = batches("test", len(test.cache), settings.batch_size)
+    results |= pretrained.probe(model, probe_train, held_out, probe_test)
 
     say("examples")
     examples = Examples(directory, sources["test"])
@@ -131,4 +133,5 @@ def describe(weights: dict, rerank_top: int, on_validation: bool) -> str:
     ]
     where = "on validation" if on_validation else "on the first test pool, for want of validation triplets"
     rerank = f"matching orders the best {rerank_top} only" if rerank_top else "matching is not used"
-    return f"sum of standardised scorers, weights chosen {where}; {rerank} ({'; '.join(parts)})"
+    prior = "how likely a text is at all is taken from the other queries of the pool"
+    return f"sum of standardised scorers, weights chosen {where}; {prior}; {rerank} ({'; '.join(parts)})"

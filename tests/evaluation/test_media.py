@@ -33,7 +33,7 @@ def test_a_picture_becomes_a_data_uri(root):
         ("none.png", "image", "no such file"),
         (".", "image", "no such file"),
         ("fake.png", "image", "not image/png"),
-        ("a.png", "audio", "not audio/wav"),
+        ("a.png", "audio", "not audio/mpeg or audio/wav"),
         (None, "image", "not a path"),
         ("a\0.png", "image", "not a path"),
     ],

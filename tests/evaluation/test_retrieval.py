@@ -49,6 +49,13 @@ def test_combine_keeps_nan_out_of_statistics_and_off_scorers_out_of_the_sum():
         retrieval.combine([scores, np.zeros((1, 2))], [1.0, 1.0])
 
 
+def test_debias_takes_out_the_mean_over_queries():
+    log_likelihood = np.array([[-10.0, -2.0], [-14.0, -1.0], [-np.inf, np.nan]])
+    np.testing.assert_allclose(
+        retrieval.debias(log_likelihood), [[2.0, -0.5], [-2.0, 0.5], [-np.inf, np.nan]]
+    )
+
+
 def test_mutual_information_takes_out_how_likely_a_text_is_at_all():
     # Text 1 fits every picture, text 0 the first alone: of the two that are true of it, text 0 is its own.
     probabilities = np.array([[0.02, 0.1], [1e-9, 0.1], [0.0, 0.1]])

@@ -1,0 +1,147 @@
+"""What the scorers compute in one go, against single forward passes put together by hand."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.scorers import Model
+from opt_jax.models.inputs import Statistics, uncorrupted
+from opt_jax.models.opt import OPT, Sizes
+from opt_jax.objectives.matching import image_for_text_audio_score, pair_score
+from opt_jax.partitioning import unbox
+
+P, T, V, A, G = 4, 6, 3, 5, 4
+SIZES = Sizes(
+    vocab_size=17, region_size=4, audio_size=6, num_region_classes=4, num_codes=9, codes_per_image=G
+)
+DECODER = dict(num_layers=1, num_heads=2, mlp_size=16)
+CONFIG = dict(
+    hidden_size=8, num_layers=3, num_heads=2, mlp_size=16, dropout=0.0, pre_norm=True,
+    layer_norm_epsilon=1e-12, num_alignment_layers=1, alignment_size=4, temperature_init=0.07,
+    temperature_min=0.01, max_text_positions=T, max_audio_positions=A, frame_window=3, remat=False, unroll=1,
+    dtype="float32", initializer_range=0.3, text_decoder=DECODER, image_decoder=DECODER,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    valid = [np.arange(size) < rng.integers(2, size + 1, P)[:, None] for size in (T, V, A)]
+    ids = np.where(valid[0], rng.integers(5, 17, (P, T)), 0)
+    ids[:, 0] = 2  # [CLS]
+    return {
+        "text_ids": ids,
+        "text_valid": valid[0],
+        "region_features": rng.normal(size=(P, V, 4)).astype(np.float32),
+        "region_boxes": rng.random((P, V, 7)).astype(np.float32),
+        "region_valid": valid[1],
+        "audio_features": rng.normal(size=(P, A, 6)).astype(np.float32),
+        "audio_valid": valid[2],
+        "present": np.ones((P, 3), bool),
+        "caption_key": np.arange(P),
+        "image_codes": rng.integers(0, 9, (P, G)),
+    }
+
+
+@pytest.fixture(scope="module")
+def model(batch):
+    network = OPT(CONFIG, SIZES)
+    params = unbox(network.init(jax.random.key(0), uncorrupted(batch), batch["image_codes"])["params"])
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    return Model(network, params, Statistics(zero, one, zero, one))
+
+
+def assembled(batch, rows: dict) -> dict:
+    """One row whose modalities, those named in `rows`, are taken from different rows of the batch."""
+    fields = {"text": "text", "image": "region", "audio": "audio"}
+    chosen = {}
+    for name, field in fields.items():
+        source = rows.get(name, 0)
+        chosen |= {key: x[source : source + 1] for key, x in batch.items() if key.startswith(field)}
+    return uncorrupted(chosen, tuple(name in rows for name in fields))
+
+
+def apply(model, method, *args):
+    return model.model.apply({"params": model.params}, *args, method=method)
+
+
+@pytest.mark.parametrize("source", ["image", "audio"])
+def test_likelihood_is_that_of_each_text_for_each_query(model, batch, source):
+    found = model.likelihood(batch, source)
+    for i, j in itertools.product(range(P), range(P)):
+        memory, valid = apply(model, "encode", assembled(batch, {source: i}))
+        ids, counted = batch["text_ids"][j, 1:], batch["text_valid"][j, 1:]
+        logits = apply(model, "text_logits", ids[None], apply(model, "text_memory", memory), valid)[0]
+        log_probabilities = jax.nn.log_softmax(logits)[np.arange(T - 1), ids]
+        np.testing.assert_allclose(found[i, j], (log_probabilities * counted).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("queries", "item"),
+    [(("text",), "image"), (("image",), "text"), (("audio",), "text"), (("text", "audio"), "image")],
+)
+def test_matching_puts_the_query_and_the_candidates_together(model, batch, queries, item):
+    candidates = np.array([[1, 3], [0, 2], [2, 1], [3, 0]])
+    found = model.matching(batch, queries, item, candidates)
+    for query, number in itertools.product(range(P), range(2)):
+        rows = dict.fromkeys(queries, query) | {item: candidates[query, number]}
+        memory, _ = apply(model, "encode", assembled(batch, rows))
+        logits = apply(model, "matching_logits", memory)
+        if len(queries) == 2:
+            expected = image_for_text_audio_score(logits)[0]
+        else:
+            expected = pair_score(logits, tuple(name for name in ("text", "image", "audio") if name in rows))[
+                0
+            ]
+        np.testing.assert_allclose(found[query, number], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_probe_features_are_cls_and_the_means_of_what_is_shown(model, batch):
+    found = model.probe_features(batch, (True, False, True))
+    for row in range(P):
+        memory, valid = apply(model, "encode", assembled(batch, {"text": row, "audio": row}))
+        memory, valid = np.asarray(memory[0]), np.asarray(valid[0])
+        parts = [slice(1, T), slice(T + V, T + V + A)]
+        means = [memory[part][valid[part]].mean(0) for part in parts]
+        np.testing.assert_allclose(found[row], np.concatenate([memory[0], *means]), rtol=1e-4, atol=1e-5)
+
+
+class Known:
+    """Stands for a model with one good scorer in each direction; the others say the same of every pair."""
+
+    class model:
+        config = {"num_alignment_layers": 1}
+
+    def likelihood(self, batch, source):
+        # Text 0 is likely for every picture; only beside the other queries is it told apart.
+        scores = np.full((P, P), -20.0)
+        np.fill_diagonal(scores, -9.0)
+        scores[:, 0] = -3.0
+        scores[0, 0] = -2.0
+        return scores if source == "image" else np.zeros((P, P))
+
+    def embeddings(self, batch):
+        return {"text": np.eye(P), "audio": np.eye(P), "image": np.zeros((P, P))}
+
+    def matching(self, batch, queries, item, candidates=None):
+        return np.zeros((P, P) if candidates is None else candidates.shape)
+
+
+def test_weights_and_recall_follow_the_scorer_that_knows(batch):
+    weights = pretrained.best_weights(Known(), [batch], rerank_top=2)
+    assert weights["image_to_text"]["information"] > 0
+    assert weights["text_to_audio"]["alignment"] == 1.0
+    assert all(chosen["matching"] == 0.0 for chosen in weights.values())
+    others = [batch]
+    results, best = pretrained.retrieval(Known(), [batch], weights, others, matching_pools=1, rerank_top=2)
+    for direction in ("image_to_text", "text_to_image", "text_to_audio", "audio_to_text"):
+        assert results[f"retrieval/{direction}/R@1"] == 100.0, direction
+        assert best[0][direction].shape == (P, P)
+    assert results["retrieval_information/image_to_text/R@1"] == 100.0
+    assert results["retrieval_information_alone/image_to_text/R@1"] == 100.0
+    assert results["retrieval_alignment/image_to_text/R@1"] == 0.0  # ties count against the model
+    assert results["retrieval_matching/text_to_image/R@1"] == 0.0
+    assert results["retrieval_information/audio_to_text/R@1"] == 0.0
