@@ -79,6 +79,8 @@ def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: 
         embeddings = apply("embeddings", states, valid, lengths)
         embeddings = [embeddings[name] for name in NAMES]
     if "contrastive" in weights:
+        # Of rows of every level: modalities are dropped and exchanged after the alignment layers, so here
+        # each is still whole and beside its own.
         out["contrastive"] = alignment_contrast(
             embeddings, batch["clean"], batch["caption_key"], apply("temperature")
         )

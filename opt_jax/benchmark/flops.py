@@ -16,8 +16,9 @@ def count(model: Mapping, sizes: Sizes, rows, batch: int, lengths: tuple[int, in
     D, feed-forward F and n positions that each see s: n (4 D^2 + 2 D F) + 2 n s D; cross-attention to m
     positions adds n 2 D^2 + m 2 D^2 + 2 n m D. Only what the mathematics needs counts: s is the own modality
     in alignment layers and (n + 1) / 2 on average in causal attention, also where a program computes all
-    pairs and masks them. Look-ups, norms, softmax, dropout and optimizer count nothing; all positions count
-    as valid.
+    pairs and masks them. The heads of masked words, regions and frames count at all positions of token-level
+    rows (1.5 % of a step of `base`), as both programs compute them. Look-ups, norms, softmax, dropout and
+    optimizer count nothing; all positions count as valid.
 
     Args:
       model: the `model` part of a configuration. rows: (token, modality, sample) rows of a group.
