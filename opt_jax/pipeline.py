@@ -30,7 +30,7 @@ from opt_jax.encoders.wav2vec2 import frame_count
 from opt_jax.encoders.wav2vec2_batches import SAMPLE_RATE
 from opt_jax.encoders.wav2vec2_training import train_wav2vec2
 from opt_jax.evaluation.report import write_report
-from opt_jax.evaluation.run import evaluate
+from opt_jax.evaluation.run import EVALUATION_VERSION, evaluate
 from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
@@ -264,6 +264,7 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
 
     inputs = {
         "evaluation": config.evaluation.to_dict(),
+        "version": EVALUATION_VERSION,
         "caches": {split: cache.manifest.digest for split, cache in caches.items()},
         "parameters": parameters_digest(params),
         "max_regions": config.cache.max_regions,
