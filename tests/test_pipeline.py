@@ -11,13 +11,14 @@ from opt_jax.cache import CacheError
 from opt_jax.configuration import load
 from opt_jax.evaluation.pretrained import DIRECTIONS, INPUT_SETS
 from opt_jax.stages import StageMismatch
+from opt_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
 
 
-def smallest_config(workdir):
-    """`tiny`, with sizes at which a stage takes seconds: it learns nothing."""
-    config = load(ROOT / "configs" / "pretrain.py", "tiny")
+def smallest_config(workdir, variant="tiny"):
+    """A variant with sizes at which a stage takes seconds: it learns nothing."""
+    config = load(ROOT / "configs" / "pretrain.py", variant)
     config.workdir = str(workdir)
     config.data.spoken_scenes.update(train=32, validation=10, test=20, shard_size=16)
     config.encoders.detector.train.update(steps=2, batch_size=4)
@@ -31,10 +32,12 @@ def smallest_config(workdir):
     with config.unlocked():  # fake devices gain nothing here, and cost compiling
         for train in (*trains, encoders.wav2vec2.ssl.train, encoders.wav2vec2.ctc.train, config.train):
             train.mesh = dict(data=1, fsdp=1, tensor=1)
-    config.cache.examples_per_shard = 16
+    config.cache.update(examples_per_shard=16, max_audio_positions=64)
+    config.objectives.placeholder_lengths.update(text=12, image=6, audio=32)
     config.loader.update(text_lengths=(20,), audio_lengths=(64,))
     decoder = dict(num_layers=1, num_heads=2, mlp_size=32)
-    config.model.update(hidden_size=32, num_layers=2, num_heads=2, mlp_size=32, num_alignment_layers=1)
+    config.model.update(hidden_size=32, num_layers=2, num_heads=2, mlp_size=32, max_audio_positions=64)
+    config.model.num_alignment_layers = min(config.model.num_alignment_layers, 1)
     config.model.update(text_decoder=decoder, image_decoder=decoder)
     config.train.update(steps=6, batch_size=8, log_every=1, warmup_steps=1)
     config.evaluation.update(batch_size=10, pool_size=10, pools=2, texts=10, probe_train=20, pictures=4)
@@ -113,3 +116,21 @@ def test_a_damaged_cache_is_named(finished):
             pipeline.run(config, workdir)
     finally:
         shard.write_bytes(content)
+
+
+@pytest.mark.slow  # as `finished`, once more, for each of the other variants
+@pytest.mark.parametrize("variant", ["small", "base_paper", "base", "large"])
+def test_every_other_variant_runs(tmp_path, variant):
+    config = smallest_config(tmp_path, variant)
+    group = sum(config.objectives.rows.values())
+    config.train.batch_size = 2 * group
+    if config.train.early_stopping_patience:
+        config.train.update(validate_every=2, early_stopping_patience=2)
+    validate(config, 1)
+    results = pipeline.run(config, tmp_path)
+    aligned = config.model.num_alignment_layers > 0
+    assert ("retrieval_alignment/image_to_text/R@1" in results) == aligned == (variant != "base_paper")
+    assert np.isfinite(results["retrieval/image_to_text/R@1"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any("validation/total" in line for line in lines) == (variant == "base_paper")
+    assert any("contrastive" in line for line in lines) == aligned

@@ -16,7 +16,7 @@ try:
     from torch import nn
     from torch.nn import functional
 except ImportError as error:
-    message = "the PyTorch side needs torch: pip install 'opt_jax[torch]', or use --skip_torch"
+    message = "the PyTorch side needs torch: pip install -e '.[torch]', or use --skip_torch"
     raise ImportError(message) from error
 
 MASKED_LOGIT = -1e9

@@ -1,13 +1,13 @@
 """wav2vec 2.0 against transformers' PyTorch models in float64, with the same random weights."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.encoders.wav2vec2 import get_config
+from opt_jax.convert.table import convert, nested
+from opt_jax.convert.wav2vec2 import rows, shapes
 from opt_jax.encoders import wav2vec2_objectives as objectives
 from opt_jax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2ForCTC, frame_count, normalize_waveforms
 from opt_jax.encoders.wav2vec2_quantizer import Wav2Vec2ForPretraining
@@ -19,114 +19,9 @@ TOLERANCE = 1e-9
 LENGTHS = (2600, 1900)
 
 
-def conversion_table(heads: int, codebooks: int) -> list:
-    """(pattern of a published name, path here, transform of the array); numbered layers are stacked."""
-
-    def matrix(w):
-        return w.T
-
-    def convolution(w):
-        return w.transpose(2, 1, 0)
-
-    def into_heads(w):
-        return w.T.reshape(w.shape[1], heads, -1)
-
-    def from_heads(w):
-        return w.T.reshape(heads, -1, w.shape[0])
-
-    def bias_of_heads(b):
-        return b.reshape(heads, -1)
-
-    def codevectors(c):
-        return c.reshape(codebooks, -1, c.shape[-1])
-
-    core, conv, layer = "wav2vec2/", "wav2vec2/feature_encoder/conv_", r"wav2vec2\.encoder\.layers\.(\d+)\."
-    table = [
-        (r"wav2vec2\.masked_spec_embed", core + "mask_embedding", None),
-        (r"wav2vec2\.feature_extractor\.conv_layers\.(\d+)\.conv\.weight", conv + r"\1/kernel", convolution),
-        (r"wav2vec2\.feature_extractor\.conv_layers\.(\d+)\.conv\.bias", conv + r"\1/bias", None),
-        (r"wav2vec2\.feature_projection\.layer_norm\.weight", core + "projection_norm/scale", None),
-        (r"wav2vec2\.feature_projection\.layer_norm\.bias", core + "projection_norm/bias", None),
-        (r"wav2vec2\.feature_projection\.projection\.weight", core + "projection/kernel", matrix),
-        (r"wav2vec2\.feature_projection\.projection\.bias", core + "projection/bias", None),
-        (r"wav2vec2\.encoder\.pos_conv_embed\.conv\.bias", core + "position/bias", None),
-        (
-            r"wav2vec2\.encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original0|weight_g)",
-            core + "position/g",
-            np.ravel,
-        ),
-        (
-            r"wav2vec2\.encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original1|weight_v)",
-            core + "position/v",
-            convolution,
-        ),
-        (r"wav2vec2\.encoder\.layer_norm\.weight", core + "norm/scale", None),
-        (r"wav2vec2\.encoder\.layer_norm\.bias", core + "norm/bias", None),
-        (layer + r"attention\.out_proj\.weight", core + "layers/attention/output_kernel", from_heads),
-        (layer + r"attention\.out_proj\.bias", core + "layers/attention/output_bias", None),
-        (r"quantizer\.codevectors", "quantizer/codebooks", codevectors),
-        (r"quantizer\.weight_proj\.weight", "quantizer/logits/kernel", matrix),
-        (r"quantizer\.weight_proj\.bias", "quantizer/logits/bias", None),
-    ]
-    for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-        path = f"{core}layers/attention/{ours}"
-        table += [
-            (layer + rf"attention\.{theirs}_proj\.weight", f"{path}_kernel", into_heads),
-            (layer + rf"attention\.{theirs}_proj\.bias", f"{path}_bias", bias_of_heads),
-        ]
-    for theirs, ours in (("intermediate_dense", "intermediate"), ("output_dense", "output")):
-        table += [
-            (layer + rf"feed_forward\.{theirs}\.weight", f"{core}layers/{ours}/kernel", matrix),
-            (layer + rf"feed_forward\.{theirs}\.bias", f"{core}layers/{ours}/bias", None),
-        ]
-    for theirs, ours in (("layer_norm", "attention_norm"), ("final_layer_norm", "feed_forward_norm")):
-        table += [
-            (layer + rf"{theirs}\.weight", f"{core}layers/{ours}/scale", None),
-            (layer + rf"{theirs}\.bias", f"{core}layers/{ours}/bias", None),
-        ]
-    for theirs, ours in (
-        ("project_hid", "project_context"),
-        ("project_q", "project_targets"),
-        ("lm_head", "ctc_head"),
-    ):
-        table += [
-            (rf"{theirs}\.weight", f"{ours}/kernel", matrix),
-            (rf"{theirs}\.bias", f"{ours}/bias", None),
-        ]
-    return table
-
-
-def converted(arrays: dict, model) -> dict:
-    """Arrays by published name -> nested parameters here; KeyError for a name that no row knows."""
-    norm = "norm_" if model.feature_norm == "group" else "norm/"
-    prefix = r"wav2vec2\.feature_extractor\.conv_layers\.(\d+)\.layer_norm\."
-    path = "wav2vec2/feature_encoder/conv_"
-    table = conversion_table(model.num_heads, 2) + [
-        (prefix + "weight", path + rf"\1/{norm}scale", None),
-        (prefix + "bias", path + rf"\1/{norm}bias", None),
-    ]
-    flat, stacked = {}, {}
-    for name, array in arrays.items():
-        for pattern, target, transform in table:
-            match = re.fullmatch(pattern, name)
-            if match:
-                array = array if transform is None else transform(array)
-                if "layers/" in target:
-                    stacked.setdefault(target, {})[int(match.group(1))] = array
-                else:
-                    flat[match.expand(target)] = array
-                break
-        else:
-            raise KeyError(f"no row of the table knows {name}")
-    flat |= {path: np.stack([parts[i] for i in range(len(parts))]) for path, parts in stacked.items()}
-    params = {}
-    for path, array in flat.items():
-        *parents, leaf = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return params
+def converted(arrays: dict, ours) -> dict:
+    """Arrays by published name -> nested parameters here, by the table that the converter uses."""
+    return nested(convert(arrays, rows(ours), shapes(ours, arrays), "the reference"))
 
 
 def configurations(kind: str):
@@ -184,7 +79,7 @@ def reference(kind: str, architecture: str):
     return (
         ours,
         model,
-        converted({name: p.detach().numpy() for name, p in model.named_parameters()}, ours.model),
+        converted({name: p.detach().numpy() for name, p in model.named_parameters()}, ours),
     )
 
 
@@ -267,7 +162,7 @@ def test_ctc_logits_loss_and_gradients(kind):
             name: np.zeros(p.shape) if p.grad is None else p.grad.numpy()
             for name, p in model.named_parameters()
         },
-        ours.model,
+        ours,
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * float(total)), gradients, expected

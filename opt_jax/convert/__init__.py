@@ -1,0 +1,1 @@
+"""Published weights in, and later PyTorch out: tables of (pattern, path, transform)."""

@@ -1,0 +1,110 @@
+"""Published weights into directories that `config.encoders.<name>.pretrained` takes.
+
+    python -m opt_jax.convert import --kind=wav2vec2 --source=facebook/wav2vec2-base-960h --out=wav2vec2-base
+    python -m opt_jax.convert import --kind=dvae --source=FOLDER_WITH_ENCODER_AND_DECODER_PKL --out=dvae
+
+A source is a file, a folder, or a name on the Hugging Face hub where there is a network.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from opt_jax.convert import dvae, wav2vec2
+from opt_jax.convert.sources import SourceFileError, read_arrays
+from opt_jax.convert.table import ConversionError, convert, nested
+from opt_jax.encoders.frozen import save_frozen
+
+HUB_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "*.pkl"]
+
+
+def import_wav2vec2(source: Path) -> tuple[dict, dict]:
+    """(parameters, configuration) of a folder with config.json, weights and, for CTC, vocab.json."""
+    arrays = read_arrays(source)
+    folder = source if source.is_dir() else source.parent
+    vocabulary = folder / "vocab.json"
+    letters = _read_json(vocabulary) if vocabulary.is_file() else None
+    if letters is None and "lm_head.weight" in arrays:
+        raise SourceFileError(f"{vocabulary} is missing: it names the letters of the CTC head")
+    config = wav2vec2.configuration(_read_json(folder / "config.json"), letters)
+    shapes = wav2vec2.shapes(config, arrays)
+    parameters = convert(arrays, wav2vec2.rows(config), shapes, f"{source} (wav2vec2)")
+    return parameters, config.model.to_dict()
+
+
+def import_dvae(source: Path) -> tuple[dict, dict]:
+    """(parameters, configuration) of a folder with encoder.pkl and decoder.pkl."""
+    arrays = {}
+    for part in dvae.PARTS:
+        arrays |= {f"{part}.{name}": array for name, array in read_arrays(source / f"{part}.pkl").items()}
+    config = dvae.configuration(arrays)
+    parameters = convert(arrays, dvae.rows(), dvae.shapes(config), f"{source} (dvae)")
+    return parameters, config.to_dict()
+
+
+KINDS = {"wav2vec2": import_wav2vec2, "dvae": import_dvae}
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser("opt_jax.convert", description=__doc__)
+    command = parser.add_subparsers(dest="command", required=True).add_parser("import")
+    command.add_argument("--kind", required=True, choices=sorted(KINDS))
+    command.add_argument("--source", required=True, help="a file, a folder, or a name on the hub")
+    command.add_argument("--out", required=True, type=Path, help="a folder that is not there yet")
+    flags = parser.parse_args(arguments)
+    try:
+        run_import(flags.kind, flags.source, flags.out)
+    except ConversionError as error:
+        print("\n".join(error.differences))  # all of them; the message has the first
+        sys.exit(f"opt_jax: {error}")
+    except (SourceFileError, ValueError) as error:
+        sys.exit(f"opt_jax: {error}")
+
+
+def run_import(kind: str, source: str, out: Path) -> None:
+    """Converts, and writes the frozen encoder. Raises ConversionError, SourceFileError or ValueError."""
+    if out.exists():
+        raise SourceFileError(f"{out} exists; name a folder that is not there yet")
+    path = found(source)
+    parameters, config = KINDS[kind](path)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    weights = {file.name: _sha256(file) for file in files if file.suffix in (".safetensors", ".bin", ".pkl")}
+    save_frozen(out, nested(parameters), config, {"source": source, "source_sha256": weights})
+    for name, array in sorted(parameters.items()):
+        print(f"{name:64} {list(array.shape)}")
+    total = sum(array.size for array in parameters.values())
+    print(f"{len(parameters)} parameters, {total:,} numbers, from {source} in {out}")
+
+
+def found(source: str) -> Path:
+    """The file or folder of a source; one on the hub is fetched."""
+    path = Path(source)
+    if path.exists():
+        return path
+    if source.count("/") != 1 or source.startswith(("/", ".", "~")):
+        raise SourceFileError(f"{source}: there is no such file or folder")
+    from huggingface_hub import snapshot_download  # comes with transformers
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub's client raises many kinds, offline and on
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise SourceFileError(f"{source} is neither here nor on the hub: {reason}") from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SourceFileError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main()
