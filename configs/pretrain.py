@@ -148,6 +148,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     config.model.dtype = config.get_ref("precision")
 
+    # What `python -m opt_jax.convert import --kind=bert` made; parameters that it has not start fresh.
+    config.initial_parameters = ""
+
     # --- objectives -------------------------------------------------------------------------------
     config.objectives = ConfigDict()
     config.objectives.weights = ConfigDict(  # 0: not computed

@@ -24,7 +24,7 @@ from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader, LoaderConfig
 from opt_jax.encoders.dvae_training import train_dvae
 from opt_jax.encoders.faster_rcnn_training import train_detector
-from opt_jax.encoders.frozen import load_frozen
+from opt_jax.encoders.frozen import digest, load_frozen
 from opt_jax.encoders.tokenizer import load_tokenizer, train_tokenizer
 from opt_jax.encoders.wav2vec2 import frame_count
 from opt_jax.encoders.wav2vec2_batches import SAMPLE_RATE
@@ -218,6 +218,10 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         "audio_stack": config.cache.audio_stack,
         "max_regions": config.cache.max_regions,
     }
+    initial = None
+    if config.initial_parameters:
+        initial = load_frozen(config.initial_parameters)[0]
+        inputs["initial_parameters"] = digest(config.initial_parameters)
     validation = None
     if config.train.validate_every:
         held_out = make_loader(config, caches["validation"])
@@ -242,6 +246,7 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
             name="pretrain",
             seed=config.seed,
             fingerprint=inputs,
+            initial_params=initial,
             validation=validation,
         )
     finally:

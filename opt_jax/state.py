@@ -64,14 +64,16 @@ def shardings(
 def with_initial(params: Any, initial: Mapping[str, Any], name: str) -> Any:
     """`params` with every leaf that `initial` has under the same path taken from there.
 
-    Prints how many matched and which stay fresh. Raises ValueError when a shape differs, naming the path, or
-    when nothing matches at all. Dtypes and shardings stay those of `params`.
+    Prints a table of what is given and what stays fresh. Raises ValueError when a shape differs, naming the
+    path, or when nothing matches at all. Dtypes and shardings stay those of `params`.
     """
     given = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(initial)[0]}
-    fresh_paths = []
+    fresh_paths, groups = [], {}
 
     def choose(path, leaf):
         path = path_name(path)
+        group = groups.setdefault(path.rpartition("/")[0], {"given": 0, "fresh": 0})
+        group["fresh" if path not in given else "given"] += 1
         if path not in given:
             fresh_paths.append(path)
             return leaf
@@ -87,8 +89,11 @@ def with_initial(params: Any, initial: Mapping[str, Any], name: str) -> Any:
             f"{name}: no initial parameter matches; given {sorted(given)[:3]}, wanted {fresh_paths[:3]}"
         )
     print(f"{name}: {total - len(fresh_paths)} of {total} parameters start from the {offered} given")
-    if fresh_paths:
-        print(f"{name}: fresh parameters: {', '.join(fresh_paths)}")
+    for path, counts in groups.items():
+        parts = (f"{number} {kind}" for kind, number in counts.items() if number)
+        print(f"{name}:   {path:50} {', '.join(parts)}")
+    if given:
+        print(f"{name}: given, but not in the model: {', '.join(sorted(given))}")
     return merged
 
 

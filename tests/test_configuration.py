@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opt_jax.configuration import ConfigError, check_overrides, flatten, load
+from opt_jax.encoders.frozen import save_frozen
 from opt_jax.validation import validate
 
 PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
@@ -123,6 +125,7 @@ def test_right_overrides_pass_in_every_form(config):
             "features is 'deep'; choose 'context', 'conv' or '0' to '3'",
         ),
         ("encoders.wav2vec2.batches.bucket_seconds", (), "bucket_seconds is empty"),
+        ("initial_parameters", "/nowhere", "initial_parameters: there is no /nowhere/model.safetensors"),
         ("encoders.dvae.pretrained", "/nowhere", "there is no /nowhere/model.safetensors"),
         ("encoders.wav2vec2.model.num_heads", 5, "wav2vec2.model.num_heads is 5, which does not divide"),
         ("encoders.detector.model.num_classes", 5, "num_classes is 5; Spoken Scenes have 48"),
@@ -147,6 +150,18 @@ def test_what_does_not_fit_is_refused(config, field, value, message):
     part[names[-1]] = value
     with pytest.raises(ConfigError, match=message):
         validate(config, 8)
+
+
+def test_initial_parameters_must_fit_the_model(config, tmp_path):
+    given = dict(hidden_size=192, num_layers=6, pre_norm=False, vocab_size=30522)
+    save_frozen(tmp_path / "bert", {"words": np.zeros(3)}, given, {})
+    config.initial_parameters = str(tmp_path / "bert")
+    with pytest.raises(ConfigError) as error:
+        validate(config, 1)
+    told = str(error.value).splitlines()
+    assert len(told) == 3 and "words of its own; set config.encoders.tokenizer.kind" in told[0]
+    assert told[1].startswith("config.model.num_layers is 4, config.initial_parameters has 6")
+    assert told[2].startswith("config.model.pre_norm is True, config.initial_parameters has False")
 
 
 def test_validation_batches_need_enough_triplets(config):

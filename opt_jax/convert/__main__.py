@@ -1,7 +1,9 @@
-"""Published weights into directories that `config.encoders.<name>.pretrained` takes.
+"""Published weights into directories: frozen encoders for `config.encoders.<name>.pretrained`, and BERT for
+`config.initial_parameters`.
 
     python -m opt_jax.convert import --kind=wav2vec2 --source=facebook/wav2vec2-base-960h --out=wav2vec2-base
     python -m opt_jax.convert import --kind=dvae --source=FOLDER_WITH_ENCODER_AND_DECODER_PKL --out=dvae
+    python -m opt_jax.convert import --kind=bert --source=bert-base-uncased --out=bert
 
 A source is a file, a folder, or a name on the Hugging Face hub where there is a network.
 """
@@ -12,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from opt_jax.convert import dvae, wav2vec2
+from opt_jax.convert import bert, dvae, wav2vec2
 from opt_jax.convert.sources import SourceFileError, read_arrays
 from opt_jax.convert.table import ConversionError, convert, nested
 from opt_jax.encoders.frozen import save_frozen
@@ -44,7 +46,15 @@ def import_dvae(source: Path) -> tuple[dict, dict]:
     return parameters, config.to_dict()
 
 
-KINDS = {"wav2vec2": import_wav2vec2, "dvae": import_dvae}
+def import_bert(source: Path) -> tuple[dict, dict]:
+    """(parameters, configuration) of a folder with config.json and weights."""
+    arrays = read_arrays(source)
+    config = bert.configuration(_read_json((source if source.is_dir() else source.parent) / "config.json"))
+    parameters = convert(arrays, bert.rows(config), bert.shapes(config, arrays), f"{source} (bert)")
+    return parameters, config.to_dict()
+
+
+KINDS = {"bert": import_bert, "dvae": import_dvae, "wav2vec2": import_wav2vec2}
 
 
 def main(arguments=None) -> None:
@@ -83,7 +93,7 @@ def found(source: str) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    if source.count("/") != 1 or source.startswith(("/", ".", "~")):
+    if source.count("/") > 1 or source.startswith(("/", ".", "~")):
         raise SourceFileError(f"{source}: there is no such file or folder")
     from huggingface_hub import snapshot_download  # comes with transformers
 

@@ -98,9 +98,7 @@ def _import_torch(path: Path):
     try:
         import torch
     except ImportError as error:
-        raise SourceFileError(
-            f"{path}: torch's own files need torch: pip install -e '.[torch]'"
-        ) from error
+        raise SourceFileError(f"{path}: torch's own files need torch: pip install -e '.[torch]'") from error
     return torch
 
 

@@ -1,0 +1,111 @@
+"""Judges the part `encoders` of a configuration: what their training, or use, would stumble over later."""
+
+from collections.abc import Iterator
+
+from opt_jax.checks import DECAYS, get, one_of, parameters, positive
+from opt_jax.data.spoken_scenes.scene import CLASS_NAMES
+
+ENCODERS = ("detector", "wav2vec2", "dvae")
+
+
+def check_encoders(config) -> Iterator[str]:
+    yield from one_of(config, "encoders.tokenizer.kind", ("train", "pretrained"))
+    yield from positive(config, "encoders.tokenizer.vocab_size")
+    for name in ENCODERS:
+        field = f"encoders.{name}.pretrained"
+        yield from parameters(config, field, "name the directory of a frozen encoder, or '' to train one")
+    yield from _recipes(config)
+
+
+def _recipes(config) -> Iterator[str]:
+    """What the recipes of the encoders that are trained here would stumble over later."""
+    detector, wav2vec2, dvae = (config.encoders[name] for name in ENCODERS)
+    embedded = config.data.source == "spoken_scenes"
+    for field in _encoder_trainings(config):
+        train = get(config, field)
+        sizes = ("steps", "batch_size", "learning_rate")
+        yield from positive(config, *(f"{field}.{name}" for name in sizes))
+        yield from one_of(config, f"{field}.decay", DECAYS)
+        if embedded and train.batch_size > config.data.spoken_scenes.train:
+            yield (
+                f"config.{field}.batch_size is {train.batch_size}, more than"
+                f" config.data.spoken_scenes.train {config.data.spoken_scenes.train}"
+            )
+    if embedded and not detector.pretrained:
+        if detector.model.num_classes != len(CLASS_NAMES):
+            yield (
+                f"config.encoders.detector.model.num_classes is {detector.model.num_classes}; Spoken Scenes"
+                f" have {len(CLASS_NAMES)}"
+            )
+        if detector.max_objects < config.data.spoken_scenes.max_objects:
+            yield (
+                f"config.encoders.detector.max_objects is {detector.max_objects}, less than"
+                f" config.data.spoken_scenes.max_objects {config.data.spoken_scenes.max_objects}"
+            )
+        if detector.image_size != config.data.spoken_scenes.image_size:
+            yield (
+                f"config.encoders.detector.image_size is {detector.image_size}, so it would be trained on"
+                " other pictures than it is used on; set it to config.data.spoken_scenes.image_size,"
+                f" {config.data.spoken_scenes.image_size}"
+            )
+    if not wav2vec2.pretrained:
+        if not (wav2vec2.ssl.enabled or wav2vec2.ctc.enabled):
+            yield "config.encoders.wav2vec2: ssl.enabled and ctc.enabled are both False; enable one"
+        if wav2vec2.model.hidden_size % wav2vec2.model.num_heads:
+            yield (
+                f"config.encoders.wav2vec2.model.num_heads is {wav2vec2.model.num_heads}, which does not"
+                f" divide hidden_size {wav2vec2.model.hidden_size}"
+            )
+        yield from _speech_model(config, wav2vec2)
+    cell = dvae.model.patch_size * 2 ** (dvae.model.group_count - 1)
+    if not dvae.pretrained and dvae.image_size % cell:
+        yield f"config.encoders.dvae.image_size is {dvae.image_size}; it must be a multiple of {cell}"
+
+
+def _speech_model(config, wav2vec2) -> Iterator[str]:
+    model, field = wav2vec2.model, "config.encoders.wav2vec2"
+    if not len(model.conv_dim) == len(model.conv_kernel) == len(model.conv_stride):
+        yield f"{field}.model: conv_dim, conv_kernel and conv_stride are one number for each layer"
+    if model.position_groups <= 0 or model.hidden_size % model.position_groups:
+        yield (
+            f"{field}.model.position_groups is {model.position_groups}, which does not divide hidden_size"
+            f" {model.hidden_size}"
+        )
+    if wav2vec2.ssl.codevector_dim % wav2vec2.ssl.num_codebooks:
+        yield (
+            f"{field}.ssl.codevector_dim is {wav2vec2.ssl.codevector_dim}, no multiple of num_codebooks"
+            f" {wav2vec2.ssl.num_codebooks}"
+        )
+    if not wav2vec2.batches.bucket_seconds:
+        yield f"{field}.batches.bucket_seconds is empty; give growing lengths in seconds"
+    states = [str(number) for number in range(model.num_layers + 1)]
+    if model.features not in ("context", "conv", *states):
+        yield (
+            f"{field}.model.features is {model.features!r}; choose 'context', 'conv' or '0' to {states[-1]!r}"
+        )
+
+
+def _encoder_trainings(config) -> list[str]:
+    """The fields of the trainings of those encoders that are trained here."""
+    trains = {"detector": ["train"], "wav2vec2": [], "dvae": ["train"]}
+    trains["wav2vec2"] = [
+        f"{part}.train" for part in ("ssl", "ctc") if config.encoders.wav2vec2[part].enabled
+    ]
+    if config.encoders.dvae.start.pictures:
+        trains["dvae"].append("start.train")
+    return [
+        f"encoders.{name}.{part}"
+        for name, parts in trains.items()
+        for part in parts
+        if not config.encoders[name].pretrained
+    ]
+
+
+def check_batches(config, num_devices: int) -> Iterator[str]:
+    for field in _encoder_trainings(config):
+        train = get(config, field)
+        if "mesh" not in train and train.batch_size % num_devices:
+            yield (
+                f"config.{field}.batch_size is {train.batch_size}, which {num_devices} devices do not divide;"
+                f" {-(-train.batch_size // num_devices) * num_devices} would do"
+            )
