@@ -5,10 +5,9 @@ What it reads, all under the work directory; whatever is missing leaves its sect
 - `results.json`: flat keys to numbers, null where not finite; percent unless said otherwise.
   `retrieval/<direction>/R@<k>` is the best combination, with image_to_text, text_to_image, text_to_audio,
   audio_to_text or text_audio_to_image. The same under `retrieval_alignment/`, `retrieval_matching/`,
-  `retrieval_likelihood/`, `retrieval_information/` and, for image_to_text,
-  `retrieval_information_alone/`. `retrieval/pool` (items)
-  gives the chance row, `retrieval/description` says what the best combination is, `R@1_standard_error` is
-  over pools.
+  `retrieval_likelihood/`, `retrieval_information/` and, for image_to_text, `retrieval_information_alone/`.
+  `retrieval/pool` (items) gives the chance row, `retrieval/description` says what the best combination is,
+  `R@1_standard_error` is over pools.
   `speech_recognition/<audio|audio_image>/<WER|CER>`,
   `captioning/<image|audio|image_audio>/<BLEU-4|CIDEr>`, `classification/<T|I|...|T+I+A|chance>/mAP`,
   `text_to_image/<code_accuracy|code_majority|named_objects_found|named_objects_ceiling>`,
@@ -73,7 +72,6 @@ def write_report(workdir: Path) -> Path:
         stages=report_figures.stages(results),
         total_seconds=results.get("seconds/total", sum(s["seconds"] for s in report_figures.stages(results))),
         retrieval=report_figures.retrieval_table(results),
-        cutoffs=report_figures.CUTOFFS,
         directions=report_figures.RETRIEVAL_DIRECTIONS,
         speech_recognition=report_figures.grid(results, "speech_recognition"),
         captioning=report_figures.grid(results, "captioning", ("BLEU-4", "CIDEr")),

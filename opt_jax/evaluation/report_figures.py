@@ -31,26 +31,28 @@ CUTOFFS = (1, 5, 10)
 
 
 def retrieval_table(results: Mapping) -> dict | None:
-    """{"scorers": names, "rows": [{"name", "cells" [scorers][cutoffs], "error"}], "chance" [cutoffs]}.
+    """{"scorers": [{"name", "cutoffs"}], "rows": [{"name", "cells" [scorers][cutoffs], "error"}], "chance"}.
 
-    The error is the standard error of the first cell, over pools; None where it is unknown,
-    as is chance without the size of the pool.
+    The first scorer has all cutoffs, the others R@1. "chance" is as the cells of a row, None without the size
+    of the pool. The error is the standard error of the first cell, over pools; None where it is unknown.
     """
-    scorers = [
+    keys = [
         key
         for key in RETRIEVAL_SCORERS
         if any(name.startswith(f"{key}/") and "R@" in name for name in results)
     ]
+    cutoffs = [CUTOFFS if number == 0 else CUTOFFS[:1] for number in range(len(keys))]
+    columns = list(zip(keys, cutoffs, strict=True))
     rows = []
     for direction, name in RETRIEVAL_DIRECTIONS.items():
-        cells = [[results.get(f"{scorer}/{direction}/R@{k}") for k in CUTOFFS] for scorer in scorers]
+        cells = [[results.get(f"{key}/{direction}/R@{k}") for k in ks] for key, ks in columns]
         if any(value is not None for group in cells for value in group):
-            error = results.get(f"{scorers[0]}/{direction}/R@1_standard_error")
+            error = results.get(f"{keys[0]}/{direction}/R@1_standard_error")
             rows.append({"name": name, "cells": cells, "error": error})
     pool = results.get("retrieval/pool")
-    chance = [100.0 * min(k, pool) / pool for k in CUTOFFS] if pool else None
-    names = [RETRIEVAL_SCORERS[scorer] for scorer in scorers]
-    return {"scorers": names, "rows": rows, "chance": chance} if rows else None
+    chance = [[100.0 * min(k, pool) / pool for k in ks] for ks in cutoffs] if pool else None
+    scorers = [{"name": RETRIEVAL_SCORERS[key], "cutoffs": ks} for key, ks in columns]
+    return {"scorers": scorers, "rows": rows, "chance": chance} if rows else None
 
 
 def grid(results: Mapping, prefix: str, chosen: tuple[str, ...] = ()) -> dict | None:
