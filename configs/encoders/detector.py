@@ -1,7 +1,7 @@
 """The region detector: `tiny` for Spoken Scenes, `base` with the published shape (ResNet-152, Visual Genome).
 
-`tiny` takes 2 minutes on two CPU cores; on the 300 validation scenes of `configs/pretrain.py` it gave AP50 0.956
-and a class accuracy of 0.978.
+`tiny` takes 2 minutes on two CPU cores; on the 300 validation scenes of `configs/pretrain.py` it gave AP50
+0.956 and a class accuracy of 0.978.
 """
 
 from ml_collections import ConfigDict
