@@ -13,7 +13,8 @@ chooses another variant and overrides a field:
     tiny        4 layers, 192 wide; two cores
     small       the same model on three times the data, with more steps; two cores, an hour and a quarter
     base_paper  the paper's model and schedule, as far as the paper tells them
-    base        the same size with this project's changes: norms first, alignment layers, contrast
+    base        the same size with this project's changes: norms first, alignment layers, contrast,
+                neighbouring frames
     large       24 layers, 1024 wide, as the released port's large model
 
 The comments name the source: [paper], [port] (the authors' released code), else this project's choice.
@@ -138,7 +139,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             temperature_min=0.01,
             max_text_positions=512 if width >= 768 else v["text_positions"],  # 512: BERT's
             max_audio_positions=v["audio_positions"],
-            # Frames in the convolution that tells a frame of its neighbours; 0: none [paper].
+            # Audio positions in the convolution that tells each of its neighbours; 0: none [paper].
             frame_window=0 if paper else 5,
             text_decoder=dict(decoder),
             image_decoder=dict(decoder),
