@@ -3,6 +3,7 @@
 
     python -m opt_jax.convert import --kind=wav2vec2 --source=facebook/wav2vec2-base-960h --out=wav2vec2-base
     python -m opt_jax.convert import --kind=dvae --source=FOLDER_WITH_ENCODER_AND_DECODER_PKL --out=dvae
+    python -m opt_jax.convert import --kind=faster_rcnn --source=faster_rcnn_from_caffe_attr.pkl --out=vg
     python -m opt_jax.convert import --kind=bert --source=bert-base-uncased --out=bert
 
 A source is a file, a folder, or a name on the Hugging Face hub where there is a network.
@@ -14,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from opt_jax.convert import bert, dvae, wav2vec2
+from opt_jax.convert import bert, dvae, faster_rcnn, wav2vec2
 from opt_jax.convert.sources import SourceFileError, read_arrays
 from opt_jax.convert.table import ConversionError, convert, nested
 from opt_jax.encoders.frozen import save_frozen
@@ -54,7 +55,20 @@ def import_bert(source: Path) -> tuple[dict, dict]:
     return parameters, config.to_dict()
 
 
-KINDS = {"bert": import_bert, "dvae": import_dvae, "wav2vec2": import_wav2vec2}
+def import_faster_rcnn(source: Path) -> tuple[dict, dict]:
+    """(parameters, configuration) of a file of arrays in detectron2's names."""
+    arrays = read_arrays(source)
+    config = faster_rcnn.configuration(arrays)
+    table, shapes = faster_rcnn.rows(config), faster_rcnn.shapes(config)
+    return convert(arrays, table, shapes, f"{source} (faster_rcnn)"), config.to_dict()
+
+
+KINDS = {
+    "bert": import_bert,
+    "dvae": import_dvae,
+    "faster_rcnn": import_faster_rcnn,
+    "wav2vec2": import_wav2vec2,
+}
 
 
 def main(arguments=None) -> None:

@@ -64,16 +64,16 @@ def clip_boxes(boxes: jax.Array, size: jax.Array) -> jax.Array:
     return jnp.clip(boxes, 0, limit)
 
 
-def anchor_grid(height: int, width: int, stride: int, sizes, ratios) -> np.ndarray:
+def anchor_grid(height: int, width: int, stride: int, sizes, ratios, offset: float = 0.5) -> np.ndarray:
     """Anchors f32 [height * width * len(sizes) * len(ratios), 4], in the order row, column, size, ratio.
 
     `sizes` are square roots of areas in pixels, `ratios` are height / width. An anchor is centred
-    on the middle of its cell of `stride` pixels.
+    in its cell of `stride` pixels, `offset` of it from the upper left corner.
     """
     sides = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios]
     half = np.array([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides], np.float32)
     y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    centres = (np.stack([x, y, x, y], axis=-1).astype(np.float32) + 0.5) * stride
+    centres = (np.stack([x, y, x, y], axis=-1).astype(np.float32) + offset) * stride
     return (centres[:, :, None, :] + half).reshape(-1, 4).astype(np.float32)
 
 

@@ -39,6 +39,7 @@ class FasterRCNN(nn.Module):
       refine_boxes: give back regressed boxes; False keeps the proposals, as bottom-up attention does.
       nms_threshold, confidence_threshold, min_regions, max_regions: which regions are given back.
       pixel_mean, pixel_std: of RGB in 0..255. dtype: of the convolutions ('float32', 'bfloat16').
+      caffe_pooling: after the stem, see `resnet.max_pool`. anchor_offset: see `boxes.anchor_grid`.
     """
 
     num_classes: int
@@ -70,11 +71,15 @@ class FasterRCNN(nn.Module):
     pixel_std: Sequence[float]
     num_attributes: int
     dtype: str
+    caffe_pooling: bool = False
+    anchor_offset: float = 0.5
 
     def setup(self):
         if self.pooling not in ("align", "max"):
             raise ValueError(f"detector config: pooling is {self.pooling!r}; choose 'align' or 'max'")
-        self.trunk = ResNetTrunk(self.stage_sizes[:3], self.width, self.strides, self.stride_in_1x1)
+        self.trunk = ResNetTrunk(
+            self.stage_sizes[:3], self.width, self.strides, self.stride_in_1x1, self.caffe_pooling
+        )
         self.head = ResidualStage(
             self.stage_sizes[3], self.head_width, self.head_stride, self.head_dilation, self.stride_in_1x1
         )
@@ -104,7 +109,8 @@ class FasterRCNN(nn.Module):
 
     def anchors(self, height: int, width: int):
         """Anchors [N, 4] of a map of height x width cells."""
-        return box_ops.anchor_grid(height, width, self.stride, self.anchor_sizes, self.anchor_ratios)
+        sizes, ratios = self.anchor_sizes, self.anchor_ratios
+        return box_ops.anchor_grid(height, width, self.stride, sizes, ratios, self.anchor_offset)
 
     def feature_map(self, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] -> C4 map [B, H / stride, W / stride, 16 * width]."""
