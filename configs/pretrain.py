@@ -149,7 +149,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     config.model.dtype = config.get_ref("precision")
 
-    # What `python -m opt_jax.convert import --kind=bert` made; parameters that it has not start fresh.
+    # What `python -m opt_jax.convert import` made of BERT or UNITER; parameters that it has not start fresh.
     config.initial_parameters = ""
 
     # --- objectives -------------------------------------------------------------------------------

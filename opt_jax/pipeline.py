@@ -20,6 +20,7 @@ from opt_jax.cache.build import build_cache
 from opt_jax.cache.extractor import Extractor
 from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
+from opt_jax.convert.uniter import for_standardised_regions
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader, LoaderConfig
 from opt_jax.encoders.dvae_training import train_dvae
@@ -221,6 +222,7 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
     initial = None
     if config.initial_parameters:
         initial = load_frozen(config.initial_parameters)[0]
+        initial = for_standardised_regions(initial, statistics.region_mean, statistics.region_deviation)
         inputs["initial_parameters"] = digest(config.initial_parameters)
     validation = None
     if config.train.validate_every:

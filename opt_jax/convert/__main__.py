@@ -1,10 +1,11 @@
-"""Published weights into directories: frozen encoders for `config.encoders.<name>.pretrained`, and BERT for
-`config.initial_parameters`.
+"""Published weights into directories: frozen encoders for `config.encoders.<name>.pretrained`, BERT and
+UNITER for `config.initial_parameters`.
 
     python -m opt_jax.convert import --kind=wav2vec2 --source=facebook/wav2vec2-base-960h --out=wav2vec2-base
     python -m opt_jax.convert import --kind=dvae --source=FOLDER_WITH_ENCODER_AND_DECODER_PKL --out=dvae
     python -m opt_jax.convert import --kind=faster_rcnn --source=faster_rcnn_from_caffe_attr.pkl --out=vg
     python -m opt_jax.convert import --kind=bert --source=bert-base-uncased --out=bert
+    python -m opt_jax.convert import --kind=uniter --source=uniter-base.pt --out=uniter
 
 A source is a file, a folder, or a name on the Hugging Face hub where there is a network.
 """
@@ -15,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from opt_jax.convert import bert, dvae, faster_rcnn, wav2vec2
+from opt_jax.convert import bert, dvae, faster_rcnn, uniter, wav2vec2
 from opt_jax.convert.sources import SourceFileError, read_arrays
 from opt_jax.convert.table import ConversionError, convert, nested
 from opt_jax.encoders.frozen import save_frozen
@@ -63,10 +64,19 @@ def import_faster_rcnn(source: Path) -> tuple[dict, dict]:
     return convert(arrays, table, shapes, f"{source} (faster_rcnn)"), config.to_dict()
 
 
+def import_uniter(source: Path) -> tuple[dict, dict]:
+    """(parameters, configuration) of uniter-base.pt or uniter-large.pt."""
+    arrays = read_arrays(source)
+    config = uniter.configuration(arrays)
+    table, shapes = uniter.rows(config), uniter.shapes(config, arrays)
+    return convert(arrays, table, shapes, f"{source} (uniter)"), config.to_dict()
+
+
 KINDS = {
     "bert": import_bert,
     "dvae": import_dvae,
     "faster_rcnn": import_faster_rcnn,
+    "uniter": import_uniter,
     "wav2vec2": import_wav2vec2,
 }
 

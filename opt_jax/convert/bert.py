@@ -98,7 +98,7 @@ def rows(config: ConfigDict) -> list[Row]:
             Row(rf"{theirs}\.bias", f"{ours}/bias", **options),
         ]
 
-    core, head = r"(?:bert\.)?", r"cls\.predictions\."
+    core, head = r"(?:bert\.|uniter\.)?", r"cls\.predictions\."
     block, to = core + r"encoder\.layer\.(\d+)\.", "encoder/layers"
     table = [
         Row(core + r"embeddings\.word_embeddings\.weight", "embedder/words"),
