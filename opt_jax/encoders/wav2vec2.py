@@ -213,7 +213,8 @@ class Extractor:
             raise ValueError(
                 f"expected waveforms [B, N] and lengths [B], found {waveforms.shape} and {lengths.shape}"
             )
-        missing = -waveforms.shape[1] % self.bucket
+        buckets = max(1, -(-waveforms.shape[1] // self.bucket))  # one even for clips without a sample
+        missing = buckets * self.bucket - waveforms.shape[1]
         return np.pad(waveforms, ((0, 0), (0, missing))), lengths
 
 

@@ -12,7 +12,7 @@ from configs.encoders.wav2vec2 import get_config
 from opt_jax.data.triplet import Triplet
 from opt_jax.encoders import wav2vec2_objectives as objectives
 from opt_jax.encoders.frozen import load_frozen
-from opt_jax.encoders.wav2vec2 import Extractor, Wav2Vec2ForCTC, frame_count
+from opt_jax.encoders.wav2vec2 import Extractor, Wav2Vec2ForCTC, feature_size, frame_count
 from opt_jax.encoders.wav2vec2_batches import NoUsableClipsError, WaveformBatches
 from opt_jax.encoders.wav2vec2_layers import grouped_convolution
 from opt_jax.encoders.wav2vec2_quantizer import Quantizer
@@ -80,6 +80,18 @@ def test_loudness_does_not_matter(extractor):
     np.testing.assert_allclose(features[0], features[1], atol=1e-4)
 
 
+def test_clips_without_a_frame_or_with_nan_harm_nobody(extractor):
+    features, counts = extractor.extract(np.zeros((2, 0), np.float32), np.array([0, 0]))
+    assert counts.tolist() == [0, 0] and not np.any(features)
+    clip = speech(5, 2000)
+    alone, _ = extractor.extract(clip[None], np.array([2000]))
+    broken = np.stack([clip, np.full(2000, np.nan, np.float32), clip])
+    together, counts = extractor.extract(broken, np.array([2000, 2000, 368]))  # 368 samples: 23 ms
+    assert counts.tolist() == [6, 6, 0] and not np.any(together[2])
+    np.testing.assert_allclose(together[0], alone[0], rtol=1e-5, atol=1e-5)
+    assert np.isnan(together[1, :6]).all()  # which the cache sets aside, with the clip's id
+
+
 @pytest.mark.parametrize("features, width", [("conv", 6), ("1", 8), ("context", 8)])
 def test_extracted_widths(extractor, features, width):
     config = ConfigDict(extractor.config.to_dict())
@@ -87,7 +99,7 @@ def test_extracted_widths(extractor, features, width):
     found, _ = Extractor(extractor.params, config, bucket=4000).extract(
         speech(4, 2000)[None], np.array([2000])
     )
-    assert found.shape == (1, 12, width)
+    assert found.shape == (1, 12, width) and feature_size(config) == width
     config.features = "3"  # there are two layers, so hidden states 0, 1, 2
     with pytest.raises(ValueError, match="below 3"):
         Extractor(extractor.params, config, bucket=4000).extract(speech(4, 2000)[None], np.array([2000]))
