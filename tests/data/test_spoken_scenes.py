@@ -86,7 +86,7 @@ def test_default_voices():
 
 def test_missing_synthesizer_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'opt_jax\[demo\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[demo\]'"):
         generate(tmp_path, _config(), seed=0)
 
 
