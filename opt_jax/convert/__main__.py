@@ -16,11 +16,14 @@ import json
 import sys
 from pathlib import Path
 
+from flax.traverse_util import unflatten_dict
+
 from opt_jax.convert import bert, dvae, faster_rcnn, uniter, wav2vec2
 from opt_jax.convert.sources import SourceFileError, read_arrays
-from opt_jax.convert.table import ConversionError, convert, nested
+from opt_jax.convert.table import ConversionError, convert
 from opt_jax.encoders.frozen import save_frozen
 
+WEIGHTS = (".safetensors", ".bin", ".pkl", ".pt", ".pth")
 HUB_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "*.pkl"]
 
 
@@ -104,8 +107,9 @@ def run_import(kind: str, source: str, out: Path) -> None:
     path = found(source)
     parameters, config = KINDS[kind](path)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    weights = {file.name: _sha256(file) for file in files if file.suffix in (".safetensors", ".bin", ".pkl")}
-    save_frozen(out, nested(parameters), config, {"source": source, "source_sha256": weights})
+    weights = {file.name: _sha256(file) for file in files if file.suffix in WEIGHTS}
+    made_of = {"source": source, "source_sha256": weights}
+    save_frozen(out, unflatten_dict(parameters, sep="/"), config, made_of)
     for name, array in sorted(parameters.items()):
         print(f"{name:64} {list(array.shape)}")
     total = sum(array.size for array in parameters.values())

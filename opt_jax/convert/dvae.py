@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from opt_jax.convert.table import Row
+from opt_jax.convert.table import Row, shapes_of
 from opt_jax.encoders.dvae import DiscreteVAE
-from opt_jax.partitioning import path_name, unbox
 
 PARTS = ("encoder", "decoder")
 IMAGE_SIZE = 64
@@ -63,8 +62,7 @@ def shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
         encoder = model.init(key, pixels, method="logits")["params"]
         return encoder | model.init(key, codes, method="reconstruct")["params"]
 
-    tree = unbox(jax.eval_shape(init))
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return shapes_of(jax.eval_shape(init))
 
 
 def rows() -> list[Row]:

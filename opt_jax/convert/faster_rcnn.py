@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from opt_jax.convert.table import Row
+from opt_jax.convert.table import Row, shapes_of
 from opt_jax.encoders.faster_rcnn import from_config
-from opt_jax.partitioning import path_name, unbox
 
 PIXEL_MEAN = (122.7717, 115.9465, 102.9801)  # red, green, blue
 RATIOS = (0.5, 1.0, 2.0)
@@ -86,8 +85,7 @@ def shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters by path."""
     model = from_config(config.to_dict())
     images, boxes = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.zeros((1, 1, 4))
-    tree = unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), images, boxes)["params"]))
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return shapes_of(jax.eval_shape(lambda: model.init(jax.random.key(0), images, boxes)["params"]))
 
 
 def rows(config: ConfigDict) -> list[Row]:

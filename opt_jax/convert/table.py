@@ -8,8 +8,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
+
+from opt_jax.partitioning import path_name, unbox
 
 SHOWN = 10
 
@@ -112,13 +116,7 @@ def _fill(parameters, filled, array, name, match, row, shapes) -> str | None:
     return None
 
 
-def nested(parameters: Mapping[str, np.ndarray]) -> dict:
-    """Parameters by path as a tree."""
-    tree: dict = {}
-    for path, value in parameters.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by path of a tree of parameters as `init` gives it, boxed or not."""
+    leaves = jax.tree_util.tree_flatten_with_path(unbox(tree))[0]
+    return {path_name(path): leaf.shape for path, leaf in leaves}

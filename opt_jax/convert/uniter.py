@@ -110,7 +110,7 @@ def for_standardised_regions(params: Mapping, mean: np.ndarray, deviation: np.nd
     A masked region's feature, raw, is the mask embedding itself. Parameters without a region projection are
     returned as they are.
     """
-    embedder = dict(params["embedder"])
+    embedder = dict(params.get("embedder", {}))
     if "region_projection" not in embedder:
         return dict(params)
     kernel, bias = (np.asarray(embedder["region_projection"][leaf]) for leaf in ("kernel", "bias"))

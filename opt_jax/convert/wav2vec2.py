@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from opt_jax.convert.table import Row, layer
+from opt_jax.convert.table import Row, layer, shapes_of
 from opt_jax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2ForCTC
 from opt_jax.encoders.wav2vec2_quantizer import Wav2Vec2ForPretraining
-from opt_jax.partitioning import path_name, unbox
 
 # Fields of the model's configuration by their name in config.json.
 MODEL_FIELDS = {
@@ -85,8 +84,7 @@ def shapes(config: ConfigDict, names: Iterable[str]) -> dict[str, tuple[int, ...
         module = Wav2Vec2(config.model)
     waveforms, lengths = jnp.zeros((1, 16_000)), np.array([16_000])
     tree = jax.eval_shape(lambda: module.init(jax.random.key(0), waveforms, lengths, None)["params"])
-    tree = unbox(tree) if not isinstance(module, Wav2Vec2) else {"wav2vec2": unbox(tree)}
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return shapes_of({"wav2vec2": tree} if isinstance(module, Wav2Vec2) else tree)
 
 
 def rows(config: ConfigDict) -> list[Row]:

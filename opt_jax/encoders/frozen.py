@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as safetensors_bytes
@@ -67,14 +68,7 @@ def load_frozen(directory) -> tuple[dict, dict]:
         flat = parse_safetensors(content)
     except (SafetensorError, KeyError) as error:
         raise FrozenEncoderError(f"{directory / _MODEL} is no safetensors file: {error}") from error
-    params: dict = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return params, _read_config(directory)
+    return unflatten_dict(flat, sep="/"), _read_config(directory)
 
 
 def digest(directory) -> str:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
-from opt_jax.convert.table import ConversionError, Row, convert, layer, nested
+from opt_jax.convert.table import ConversionError, Row, convert, layer
 
 SHAPES = {"stack/kernel": (2, 3, 4), "stack/parts": (2, 5, 2), "bias": (3,)}
 ROWS = [
@@ -30,7 +31,7 @@ def differences(given):
 
 def test_every_array_goes_to_its_place():
     given = arrays()
-    tree = nested(convert(given, ROWS, SHAPES, "a file"))
+    tree = unflatten_dict(convert(given, ROWS, SHAPES, "a file"), sep="/")
     assert set(tree) == {"stack", "bias"}
     for i in range(2):
         np.testing.assert_array_equal(tree["stack"]["kernel"][i], given[f"layers.{i}.weight"].T)

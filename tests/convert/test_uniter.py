@@ -69,6 +69,7 @@ def test_states_and_region_classes(tmp_path):
     torch.save(reference.state_dict(), tmp_path / "uniter.pt")
     main(["import", "--kind=uniter", f"--source={tmp_path / 'uniter.pt'}", f"--out={tmp_path / 'out'}"])
     params, found = load_frozen(tmp_path / "out")
+    assert "uniter.pt" in (tmp_path / "out" / "metrics.json").read_text()
     assert found["num_layers"] == 2 and found["num_heads"] == 1 and found["region_size"] == F
 
     rng = np.random.default_rng(0)

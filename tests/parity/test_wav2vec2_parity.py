@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from configs.encoders.wav2vec2 import get_config
-from opt_jax.convert.table import convert, nested
+from opt_jax.convert.table import convert
 from opt_jax.convert.wav2vec2 import rows, shapes
 from opt_jax.encoders import wav2vec2_objectives as objectives
 from opt_jax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2ForCTC, frame_count, normalize_waveforms
@@ -21,7 +22,7 @@ LENGTHS = (2600, 1900)
 
 def converted(arrays: dict, ours) -> dict:
     """Arrays by published name -> nested parameters here, by the table that the converter uses."""
-    return nested(convert(arrays, rows(ours), shapes(ours, arrays), "the reference"))
+    return unflatten_dict(convert(arrays, rows(ours), shapes(ours, arrays), "the reference"), sep="/")
 
 
 def configurations(kind: str):
