@@ -1,0 +1,108 @@
+"""Pictures and sound from the bytes of files: sizes are capped before anything is decoded.
+
+Errors say which sample they are about; what they are about is left out, the others go on.
+"""
+
+import io
+import math
+import warnings
+
+import numpy as np
+import soundfile
+from PIL import Image, ImageOps
+from scipy.signal import resample_poly
+
+MAX_PIXELS = 40_000_000
+MIN_SIDE = 8  # pixels; less holds nothing to see, and is most often a placeholder of a web page
+MAX_SECONDS = 3600
+SAMPLE_RATE = 16_000
+
+
+class UnusableSampleError(ValueError):
+    """A picture or recording that nothing can be made of; the message names the sample, its part and why."""
+
+    def __init__(self, sample_id: str, part: str, reason: str):
+        super().__init__(f"sample {sample_id!r}: {part} {reason}")
+
+
+def check_image(image: np.ndarray, sample_id: str) -> None:
+    """Raises UnusableSampleError unless `image` is uint8 [h, w, 3] with sides and area within the bounds."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {list(image.shape)}"
+        raise UnusableSampleError(sample_id, "image", f"is {found}, expected uint8 [height, width, 3]")
+    _check_sides(*image.shape[:2], sample_id)
+
+
+def _check_sides(height: int, width: int, sample_id: str) -> None:
+    if min(height, width) < MIN_SIDE:
+        raise UnusableSampleError(
+            sample_id, "image", f"has {width} x {height} pixels; a side needs at least {MIN_SIDE}"
+        )
+    if height * width > MAX_PIXELS:
+        raise UnusableSampleError(
+            sample_id,
+            "image",
+            f"has {width} x {height} pixels, {height * width / 1e6:.0f} million of at most"
+            f" {MAX_PIXELS // 1_000_000}; make it smaller",
+        )
+
+
+def check_audio(audio: np.ndarray, sample_id: str, shortest: int = 1) -> None:
+    """Raises UnusableSampleError unless `audio` is finite float32 [N] with N at least `shortest` samples."""
+    if audio.dtype != np.float32 or audio.ndim != 1:
+        found = f"{audio.dtype} {list(audio.shape)}"
+        raise UnusableSampleError(sample_id, "audio", f"is {found}, expected float32 [samples]")
+    if len(audio) < shortest:
+        raise UnusableSampleError(
+            sample_id,
+            "audio",
+            f"has {len(audio)} samples ({1000 * len(audio) / SAMPLE_RATE:g} ms); one frame needs {shortest}",
+        )
+    if not np.isfinite(audio).all():
+        count = int((~np.isfinite(audio)).sum())
+        raise UnusableSampleError(sample_id, "audio", f"has {count} samples that are not finite numbers")
+
+
+def decode_image(content: bytes, sample_id: str) -> np.ndarray:
+    """A picture file (whatever Pillow reads; palettes, grey, transparency) as RGB uint8 [h, w, 3].
+
+    Turned as its EXIF says; what is transparent becomes white. Raises UnusableSampleError.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
+            picture = Image.open(io.BytesIO(content))
+        _check_sides(picture.height, picture.width, sample_id)
+        picture = ImageOps.exif_transpose(picture)
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.asarray(picture.convert("RGB"))
+    except UnusableSampleError:
+        raise
+    except Exception as error:  # decoders raise all kinds on damaged files
+        raise UnusableSampleError(sample_id, "image", f"cannot be decoded: {error}") from error
+
+
+def decode_audio(content: bytes, sample_id: str) -> np.ndarray:
+    """A sound file (WAV, FLAC, Ogg, MP3) as float32 [N], 16 kHz, the mean of its channels.
+
+    Raises UnusableSampleError, also for more than MAX_SECONDS.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            seconds = file.frames / file.samplerate
+            if seconds > MAX_SECONDS:
+                raise UnusableSampleError(
+                    sample_id, "audio", f"is {seconds:.0f} s long, at most {MAX_SECONDS}; cut it"
+                )
+            rate, waveform = file.samplerate, file.read(dtype="float32", always_2d=True).mean(axis=1)
+    except UnusableSampleError:
+        raise
+    except Exception as error:  # decoders raise all kinds on damaged files
+        raise UnusableSampleError(sample_id, "audio", f"cannot be decoded: {error}") from error
+    if rate != SAMPLE_RATE:
+        common = math.gcd(rate, SAMPLE_RATE)
+        waveform = resample_poly(waveform, SAMPLE_RATE // common, rate // common).astype(np.float32)
+    check_audio(waveform, sample_id)
+    return waveform
