@@ -112,7 +112,11 @@ def test_right_overrides_pass_in_every_form(config):
         ("train.early_stopping_patience", 3, "early_stopping_patience is 3, but nothing is ever validated"),
         ("seed", -1, "config.seed is -1"),
         ("cache.dtype", "float32", "config.cache.dtype is 'float32'; choose one of 'float16', 'bfloat16'"),
-        ("encoders.detector.image_size", 64, "detector.image_size is 64, so it would be trained on other"),
+        (
+            "encoders.detector.model.max_side",
+            64,
+            "detector.model.max_side is 64, so pictures would be resized",
+        ),
         ("encoders.detector.train.decay", "slow", "config.encoders.detector.train.decay is 'slow'"),
         ("encoders.detector.train.batch_size", 0, "config.encoders.detector.train.batch_size is 0"),
         ("encoders.dvae.start.train.batch_size", 9000, "9000, more than config.data.spoken_scenes.train"),

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
-    """ConfigDict(model, sampling, loss_weights, train, image_size, max_objects) of a variant."""
+    """ConfigDict(model, sampling, loss_weights, train, max_objects) of a variant."""
     if variant not in ("tiny", "base"):
         raise ValueError(f"detector config: unknown variant {variant!r}; choose 'tiny' or 'base'")
     return _tiny() if variant == "tiny" else _base()
@@ -17,7 +17,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 def _tiny() -> ConfigDict:
     return ConfigDict(
         dict(
-            image_size=128,
             max_objects=5,
             model=dict(
                 num_classes=48,
@@ -49,6 +48,8 @@ def _tiny() -> ConfigDict:
                 pixel_std=(50.0, 50.0, 50.0),
                 num_attributes=0,
                 dtype="float32",
+                min_side=128,
+                max_side=128,
             ),
             sampling=dict(
                 anchors=64,
@@ -78,7 +79,7 @@ def _tiny() -> ConfigDict:
 
 def _base() -> ConfigDict:
     config = _tiny()
-    config.update(image_size=1024, max_objects=100)
+    config.max_objects = 100
     config.model.update(
         num_classes=1600,
         stage_sizes=(3, 8, 36, 3),
@@ -99,6 +100,8 @@ def _base() -> ConfigDict:
         pixel_std=(58.395, 57.12, 57.375),
         num_attributes=400,
         dtype="bfloat16",
+        min_side=600,
+        max_side=1000,
     )
     config.sampling.update(
         anchors=256,

@@ -43,20 +43,40 @@ def configuration(arrays: Mapping[str, np.ndarray]) -> ConfigDict:
     for name in arrays:
         if match := re.fullmatch(r"(?:backbone|roi_heads)\.(res[2-5])\.(\d+)\.conv1\.weight", name):
             blocks[match[1]] = max(blocks[match[1]], int(match[2]) + 1)
-    scales = size["anchors"] // len(RATIOS)
+    return published(
+        stage_sizes=tuple(blocks.values()),
+        num_classes=size["classes"] - 1,
+        num_attributes=0 if attributes is None else attributes.shape[0] - 1,
+        width=size["stem"],
+        head_width=size["head"],
+        rpn_width=size["rpn"],
+        num_scales=size["anchors"] // len(RATIOS),
+    )
+
+
+def published(
+    stage_sizes: tuple[int, ...],
+    num_classes: int = 1600,
+    num_attributes: int = 400,
+    width: int = 64,
+    head_width: int = 512,
+    rpn_width: int = 512,
+    num_scales: int = 4,
+) -> ConfigDict:
+    """The configuration of a Visual Genome detector; `stage_sizes`: bottlenecks in res2 to res5."""
     return ConfigDict(
         dict(
-            num_classes=size["classes"] - 1,
-            stage_sizes=tuple(blocks.values()),
-            width=size["stem"],
+            num_classes=num_classes,
+            stage_sizes=stage_sizes,
+            width=width,
             strides=(1, 2, 2),
             stride_in_1x1=True,
-            head_width=size["head"],
+            head_width=head_width,
             head_stride=1,
             head_dilation=2,
-            anchor_sizes=tuple(float(LARGEST_ANCHOR >> i) for i in reversed(range(scales))),
+            anchor_sizes=tuple(float(LARGEST_ANCHOR >> i) for i in reversed(range(num_scales))),
             anchor_ratios=RATIOS,
-            rpn_width=size["rpn"],
+            rpn_width=rpn_width,
             pooling="max",
             pooled_size=14,
             sampling_ratio=0,
@@ -66,15 +86,17 @@ def configuration(arrays: Mapping[str, np.ndarray]) -> ConfigDict:
             proposals=300,
             proposal_nms_threshold=0.7,
             min_box_size=0.0,
-            refine_boxes=True,
+            refine_boxes=False,  # the proposals: what bottom-up attention and UNITER give their readers
             nms_threshold=0.3,
             confidence_threshold=0.2,
             min_regions=10,
             max_regions=100,
             pixel_mean=PIXEL_MEAN,
             pixel_std=(1.0, 1.0, 1.0),
-            num_attributes=0 if attributes is None else attributes.shape[0] - 1,
+            num_attributes=num_attributes,
             dtype="float32",
+            min_side=600,
+            max_side=1000,
             caffe_pooling=True,
             anchor_offset=0.0,
         )

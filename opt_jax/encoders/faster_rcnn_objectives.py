@@ -122,7 +122,7 @@ def losses(
     """
     variables = {"params": params}
     images, boxes, classes, sizes = (batch[k] for k in ("images", "boxes", "classes", "sizes"))
-    features = model.apply(variables, images, method="feature_map")
+    features = model.apply(variables, images, sizes, method="feature_map")
     objectness, deltas = model.apply(variables, features, method="score_anchors")
     anchors = jnp.asarray(model.anchors(*features.shape[1:3]))
     anchor_key, region_key = jax.random.split(key)
@@ -136,13 +136,14 @@ def losses(
 
     # Proposals are data to the head: no gradient flows through their coordinates.
     proposals, valid = jax.lax.stop_gradient(
-        model.apply(variables, objectness, deltas, anchors, sizes, method="propose")
+        model.apply(variables, objectness, deltas, features.shape[1:3], sizes, method="propose")
     )
     keys = jax.random.split(region_key, images.shape[0])
     regions, labels, region_chosen, region_code = jax.vmap(
         lambda k, p, v, b, c: region_targets(k, p, v, b, c, model.box_weights, sampling)
     )(keys, proposals, valid, boxes, classes)
-    _, logits, region_deltas = model.apply(variables, features, regions, method="classify")
+    pooled = model.apply(variables, features, regions, sizes, method="describe")
+    logits, region_deltas = model.apply(variables, pooled, method="classify")
     class_loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     of_label = jnp.maximum(labels - 1, 0)[..., None, None]
     region_deltas = jnp.take_along_axis(region_deltas, of_label, axis=2)[:, :, 0]

@@ -8,25 +8,28 @@ from PIL import Image
 from opt_jax.data.triplet import Source, Triplet
 
 
-def letterbox(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int], float]:
-    """A picture in the upper left corner of a square one, shrunk or enlarged to fit, its shape kept.
+def resized(image: np.ndarray, min_side: int, max_side: int) -> tuple[np.ndarray, float]:
+    """A picture uint8 [h, w, 3] whose shorter side is `min_side`, its shape kept, and the factor to it.
 
-    Args:
-      image: uint8 [h, w, 3]. side: of the square, in pixels.
-
-    Returns:
-      uint8 [side, side, 3] (black where there is no picture), (height, width) of the real part, and the
-      factor from old to new pixels.
+    Where the longer side would pass `max_side`, that one becomes `max_side` (Faster R-CNN, arXiv 1506.01497,
+    section 3.3; bilinear, sides rounded, as detectron2 does it). min_side 0: as it is.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"letterbox: the picture must be uint8 [h, w, 3], found {image.dtype} {image.shape}")
-    scale = side / max(image.shape[:2])
-    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+        raise ValueError(f"the picture must be uint8 [h, w, 3], found {image.dtype} {list(image.shape)}")
+    if not min_side:
+        return image, 1.0
+    scale = min(min_side / min(image.shape[:2]), max_side / max(image.shape[:2]))
+    height, width = (max(1, int(n * scale + 0.5)) for n in image.shape[:2])
     if (height, width) != image.shape[:2]:
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    square = np.zeros((side, side, 3), np.uint8)
-    square[:height, :width] = image
-    return square, (height, width), scale
+    return image, scale
+
+
+def in_corner(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture in the upper left corner of a black one: uint8 [h, w, 3] -> [height, width, 3]."""
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
 
 
 def read_example(source: Source, index: int) -> Triplet:
@@ -39,11 +42,14 @@ def read_example(source: Source, index: int) -> Triplet:
     return sample
 
 
-def detector_batch(samples: list[Triplet], image_size: int, max_objects: int) -> dict[str, np.ndarray]:
-    """images u8 [B, S, S, 3], boxes f32 [B, G, 4], classes i32 [B, G] (0 = padding), sizes f32 [B, 2]."""
+def detector_batch(
+    samples: list[Triplet], min_side: int, max_side: int, max_objects: int
+) -> dict[str, np.ndarray]:
+    """images u8 [B, S, S, 3], S = max_side, boxes f32 [B, G, 4], classes i32 [B, G] (0 = padding), sizes
+    f32 [B, 2]."""
     count = len(samples)
     batch = {
-        "images": np.zeros((count, image_size, image_size, 3), np.uint8),
+        "images": np.zeros((count, max_side, max_side, 3), np.uint8),
         "boxes": np.zeros((count, max_objects, 4), np.float32),
         "classes": np.zeros((count, max_objects), np.int32),
         "sizes": np.zeros((count, 2), np.float32),
@@ -52,7 +58,8 @@ def detector_batch(samples: list[Triplet], image_size: int, max_objects: int) ->
         objects = len(sample.boxes)
         if objects > max_objects:
             raise ValueError(f"sample {sample.id!r} has {objects} boxes, but max_objects is {max_objects}")
-        batch["images"][row], batch["sizes"][row], scale = letterbox(sample.image, image_size)
+        image, scale = resized(sample.image, min_side, max_side)
+        batch["images"][row], batch["sizes"][row] = in_corner(image, max_side, max_side), image.shape[:2]
         batch["boxes"][row, :objects] = sample.boxes * scale
         batch["classes"][row, :objects] = sample.classes
     return batch
@@ -61,11 +68,11 @@ def detector_batch(samples: list[Triplet], image_size: int, max_objects: int) ->
 class DetectorBatches:
     """Training batches; every epoch is a permutation drawn from (seed, epoch), without its remainder."""
 
-    def __init__(self, source: Source, batch_size: int, image_size: int, max_objects: int, seed: int):
+    def __init__(self, source: Source, batch_size: int, sizes: tuple[int, int, int], seed: int):
+        """`sizes`: min_side, max_side and max_objects, see `detector_batch`."""
         if len(source) < batch_size:
             raise ValueError(f"the source has {len(source)} samples, fewer than a batch of {batch_size}")
-        self._source, self._batch_size, self._seed = source, batch_size, seed
-        self._sizes = (image_size, max_objects)
+        self._source, self._batch_size, self._sizes, self._seed = source, batch_size, sizes, seed
 
     def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         per_epoch = len(self._source) // self._batch_size

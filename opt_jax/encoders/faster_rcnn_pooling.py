@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 
-def _interpolation(low, high, size: int, bins: int, sampling_ratio: int, aligned: bool, dtype):
+def _interpolation(low, high, size: int, extent, bins: int, sampling_ratio: int, aligned: bool, dtype):
     """Weights [R, bins, size] that average the samples of each bin along one axis of the map.
 
-    `low`, `high` [R] are the region's ends in map cells (cell i has its centre at i when unaligned).
+    `low`, `high` [R] are the region's ends in map cells (cell i has its centre at i when unaligned); cells
+    from `extent` on are none.
     """
     if aligned:
         low, high = low - 0.5, high - 0.5
@@ -28,21 +29,24 @@ def _interpolation(low, high, size: int, bins: int, sampling_ratio: int, aligned
         samples = -(-size // bins) + 1
         count = jnp.clip(jnp.ceil(step), 1, samples)
     index = jnp.arange(samples)
-    offset = (jnp.arange(bins)[None, :, None] + (index + 0.5)[None, None, :] / count[:, None, None])
+    offset = jnp.arange(bins)[None, :, None] + (index + 0.5)[None, None, :] / count[:, None, None]
     at = low[:, None, None] + offset * step[:, None, None]  # [R, bins, samples]
-    inside = (at >= -1) & (at <= size) & (index < count[:, None, None])
-    at = jnp.clip(at, 0, size - 1)
+    inside = (at >= -1) & (at <= extent) & (index < count[:, None, None])
+    at = jnp.clip(at, 0, extent - 1)
     # A sample gives every cell the weight max(0, 1 - distance).
     weights = jnp.maximum(1 - jnp.abs(at[..., None] - jnp.arange(size)), 0) * inside[..., None]
     return (weights.sum(2) / count[:, None, None]).astype(dtype)
 
 
-def roi_align(features, boxes, *, stride: int, bins: int, sampling_ratio: int = 2, aligned: bool = False):
+def roi_align(
+    features, boxes, extent=None, *, stride: int, bins: int, sampling_ratio: int = 2, aligned: bool = False
+):
     """RoIAlign of one picture.
 
     Args:
       features: [H, W, C] map.
       boxes: [R, 4] in pixels of the picture.
+      extent: (rows, columns) [2] of the map that are the picture's; None: all.
       stride: pixels a cell.
       bins: side P of the output grid.
       sampling_ratio: samples a bin and axis; 0 takes ceil(bin length in cells).
@@ -52,43 +56,76 @@ def roi_align(features, boxes, *, stride: int, bins: int, sampling_ratio: int = 
       [R, P, P, C] in the dtype of `features`.
     """
     height, width, _ = features.shape
+    extent = (height, width) if extent is None else extent
     x1, y1, x2, y2 = jnp.moveaxis(boxes / stride, -1, 0)
-    rows = _interpolation(y1, y2, height, bins, sampling_ratio, aligned, features.dtype)
-    columns = _interpolation(x1, x2, width, bins, sampling_ratio, aligned, features.dtype)
+    rows = _interpolation(y1, y2, height, extent[0], bins, sampling_ratio, aligned, features.dtype)
+    columns = _interpolation(x1, x2, width, extent[1], bins, sampling_ratio, aligned, features.dtype)
     pooled = jnp.einsum("rph,hwc->rpwc", rows, features)
     # Repeating the small matrices for each row spares the products a transposition: twice as fast on CPU.
     columns = jnp.broadcast_to(columns[:, None], (*pooled.shape[:2], bins, width))
     return jnp.einsum("rpqw,rpwc->rpqc", columns, pooled)
 
 
-def _membership(low, high, size: int, bins: int):
-    """[R, bins, size] bool: the cells of each (rounded, overlapping) bin of a RoIPool grid."""
+def _bins(low, high, extent, bins: int):
+    """First cells and lengths, i32 [R, bins] each, of the (rounded, overlapping) bins of a RoIPool grid."""
     # Halves round away from zero, as C's round() does.
     low, high = jnp.floor(low + 0.5), jnp.floor(high + 0.5)
     step = jnp.maximum(high - low + 1, 1) / bins
-    bin_index = jnp.arange(bins)
-    start = jnp.floor(bin_index * step[:, None]) + low[:, None]
-    end = jnp.ceil((bin_index + 1) * step[:, None]) + low[:, None]
-    cell = jnp.arange(size)
-    return (cell >= start[..., None]) & (cell < end[..., None])
+    index = jnp.arange(bins)
+    start = jnp.floor(index * step[:, None]) + low[:, None]
+    end = jnp.ceil((index + 1) * step[:, None]) + low[:, None]
+    start, end = (jnp.clip(x, 0, extent).astype(jnp.int32) for x in (start, end))
+    return start, end - start
 
 
-def roi_pool(features, boxes, *, stride: int, bins: int):
-    """RoIPool (maximum over quantised bins) of one picture: [H, W, C], [R, 4] -> [R, P, P, C].
-
-    Arguments as of `roi_align`; a bin without a cell, beyond the border, is 0.
-    """
-    height, width, _ = features.shape
-    x1, y1, x2, y2 = jnp.moveaxis(boxes / stride, -1, 0)
-    rows = _membership(y1, y2, height, bins)
-    columns = _membership(x1, x2, width, bins)
+def _window_maxima(features, levels: int):
+    """[levels, levels, H, W, C]: at (a, b, h, w) the maximum of 2^a rows from h and 2^b columns from w on."""
     lowest = jnp.finfo(features.dtype).min
 
-    def one(region):
-        row, column = region
-        by_column = jnp.where(column[:, None, :, None], features[None], lowest).max(2)  # [P, H, C]
-        pooled = jnp.where(row[:, None, :, None], by_column[None], lowest).max(2)  # [P, P, C]
-        filled = row.any(1)[:, None] & column.any(1)[None, :]
-        return jnp.where(filled[..., None], pooled, 0)
+    def doubled(x, axis, step):
+        widths = [(0, step) if a == axis else (0, 0) for a in range(3)]
+        ahead = jnp.pad(x, widths, constant_values=lowest)
+        return jnp.maximum(x, jax.lax.slice_in_dim(ahead, step, step + x.shape[axis], axis=axis))
 
-    return jax.lax.map(one, (rows, columns))
+    tall = [features]
+    for level in range(levels - 1):
+        tall.append(doubled(tall[-1], 0, 2**level))
+    table = []
+    for x in tall:
+        wide = [x]
+        for level in range(levels - 1):
+            wide.append(doubled(wide[-1], 1, 2**level))
+        table.append(jnp.stack(wide))
+    return jnp.stack(table)
+
+
+def roi_pool(features, boxes, extent=None, *, stride: int, bins: int):
+    """RoIPool (maximum over quantised bins) of one picture: [H, W, C], [R, 4] -> [R, P, P, C].
+
+    Arguments as of `roi_align`; a bin without a cell, beyond the border, is 0. The maximum of a bin is that
+    of four overlapping windows whose sides are powers of two, looked up in a table made once a picture.
+    """
+    height, width, channels = features.shape
+    extent = (height, width) if extent is None else extent
+    x1, y1, x2, y2 = jnp.moveaxis(boxes / stride, -1, 0)
+    (top, tall), (left, wide) = _bins(y1, y2, extent[0], bins), _bins(x1, x2, extent[1], bins)
+    longest = -(-max(height, width) // bins) + 2
+    levels = longest.bit_length()
+    table = _window_maxima(features, levels).reshape(-1, channels)
+
+    def corners(start, length, size):
+        """Level [R, P] of the windows and the first cells [2, R, P] of the two that cover each bin."""
+        level = (length[..., None] >= 2 ** jnp.arange(1, levels)).sum(-1)
+        first = jnp.stack([start, start + length - 2**level])
+        return level, jnp.clip(first, 0, size - 1)
+
+    row_level, rows = corners(top, tall, height)
+    column_level, columns = corners(left, wide, width)
+    window = (row_level[:, :, None] * levels + column_level[:, None, :]) * (height * width)
+    pooled = None
+    for row in rows:
+        for column in columns:
+            found = table[window + row[:, :, None] * width + column[:, None, :]]
+            pooled = found if pooled is None else jnp.maximum(pooled, found)
+    filled = (tall > 0)[:, :, None] & (wide > 0)[:, None, :]
+    return jnp.where(filled[..., None], pooled, 0)

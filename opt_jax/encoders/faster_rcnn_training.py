@@ -46,6 +46,11 @@ def calibrated_params(config: ConfigDict, batch: dict, seed: int) -> dict:
     return make(jax.random.key(seed), batch["images"], batch["boxes"])
 
 
+def batch_sizes(config: ConfigDict) -> tuple[int, int, int]:
+    """min_side, max_side and max_objects of `config`, for `detector_batch`."""
+    return config.model.min_side, config.model.max_side, config.max_objects
+
+
 def evaluate_detector(params, config: ConfigDict, source: Source, batch_size: int) -> dict[str, float]:
     """Scores of a detector on all of a source.
 
@@ -60,7 +65,7 @@ def evaluate_detector(params, config: ConfigDict, source: Source, batch_size: in
     for start in range(0, len(source), batch_size):
         # The last batch is filled up with repeated pictures: one compilation.
         rows = [min(i, len(source) - 1) for i in range(start, start + batch_size)]
-        batch = detector_batch([read_example(source, i) for i in rows], config.image_size, config.max_objects)
+        batch = detector_batch([read_example(source, i) for i in rows], *batch_sizes(config))
         regions = jax.device_get(detect(params, batch["images"], everything, batch["sizes"]))
         for row in range(min(batch_size, len(source) - start)):
             scores, valid = regions["scores"][row], regions["valid"][row]
@@ -84,7 +89,7 @@ def train_detector(
     """Trains from scratch (or goes on from a checkpoint in `directory`), measures on validation and freezes.
 
     Args:
-      config: model, sampling, loss_weights, train, image_size, max_objects; configs/encoders/detector.py.
+      config: model, sampling, loss_weights, train, max_objects; configs/encoders/detector.py.
       directory: receives checkpoints, metrics.jsonl and the frozen encoder, whose config is the part `model`.
 
     Returns:
@@ -96,7 +101,7 @@ def train_detector(
             f"detector config: num_classes is {config.model.num_classes}, but the source has {classes}"
         )
     batch_size = config.train.batch_size
-    batches = DetectorBatches(train_source, batch_size, config.image_size, config.max_objects, seed)
+    batches = DetectorBatches(train_source, batch_size, batch_sizes(config), seed)
     params = train(
         detector_task(config),
         OwnRows(batches),

@@ -46,6 +46,24 @@ class FrozenBatchNorm(nn.Module):
         return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
 
 
+def blank(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
+    """x [B, H, W, C] with zeros beyond the first `sizes` [B, 2] rows and columns; None: nothing is beyond.
+
+    Before every convolution that sees neighbours, this makes a picture in the corner of a larger canvas give
+    what it gives alone, where zeros pad its border.
+    """
+    if sizes is None:
+        return x
+    rows = jnp.arange(x.shape[1]) < sizes[:, :1]
+    columns = jnp.arange(x.shape[2]) < sizes[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
+
+
+def divided(sizes: jax.Array | None, stride: int) -> jax.Array | None:
+    """Cells [B, 2] that a convolution of this stride makes of `sizes`."""
+    return None if sizes is None else -(-sizes // stride)
+
+
 class Convolution(nn.Module):
     """k x k convolution of [B, H, W, C] with padding of dilation * (k - 1) / 2 on every side."""
 
@@ -107,10 +125,10 @@ class Bottleneck(nn.Module):
     stride_in_1x1: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = Convolution(self.width, 1, first, name="conv1")(x)
-        y = nn.relu(FrozenBatchNorm(name="norm1")(y))
+        y = blank(nn.relu(FrozenBatchNorm(name="norm1")(y)), divided(sizes, first))
         y = Convolution(self.width, 3, second, self.dilation, name="conv2")(y)
         y = nn.relu(FrozenBatchNorm(name="norm2")(y))
         y = Convolution(EXPANSION * self.width, 1, name="conv3")(y)
@@ -122,7 +140,10 @@ class Bottleneck(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """`blocks` bottlenecks, the first with the stride: [B, H, W, C] -> [B, H / s, W / s, 4 * width]."""
+    """`blocks` bottlenecks, the first with the stride: [B, H, W, C] -> [B, H / s, W / s, 4 * width].
+
+    `sizes` [B, 2]: rows and columns of x that are the picture's, see `blank`.
+    """
 
     blocks: int
     width: int
@@ -131,10 +152,11 @@ class ResidualStage(nn.Module):
     stride_in_1x1: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         for i in range(self.blocks):
             stride = self.stride if i == 0 else 1
-            x = Bottleneck(self.width, stride, self.dilation, self.stride_in_1x1, name=f"block{i}")(x)
+            x = Bottleneck(self.width, stride, self.dilation, self.stride_in_1x1, name=f"block{i}")(x, sizes)
+            sizes = divided(sizes, stride)
         return x
 
 
@@ -154,16 +176,26 @@ class ResNetTrunk(nn.Module):
     stride_in_1x1: bool = False
     caffe_pooling: bool = False
 
+    def cells(self, sizes: jax.Array, stages: int | None = None) -> jax.Array:
+        """Rows and columns [B, 2] of the map that a picture of `sizes` i32 [B, 2] pixels covers, after the
+        first `stages` stages."""
+        sizes = divided(sizes, 2)
+        sizes = sizes // 2 if self.caffe_pooling else divided(sizes, 2)
+        for stride in self.strides[:stages]:
+            sizes = divided(sizes, stride)
+        return sizes
+
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = Convolution(self.width, 7, 2, name="stem")(x)
-        x = nn.relu(FrozenBatchNorm(name="stem_norm")(x))
+    def __call__(self, x: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+        """x [B, H, W, 3]; `sizes` i32 [B, 2]: (height, width) of the picture in x, None where it fills x."""
+        x = Convolution(self.width, 7, 2, name="stem")(blank(x, sizes))
+        x = blank(nn.relu(FrozenBatchNorm(name="stem_norm")(x)), divided(sizes, 2))
         x = max_pool(x, self.caffe_pooling)
         for i, (blocks, stride) in enumerate(zip(self.stage_sizes, self.strides, strict=True)):
             stage = ResidualStage(
                 blocks, self.width * 2**i, stride, stride_in_1x1=self.stride_in_1x1, name=f"res{i + 2}"
             )
-            x = stage(x)
+            x = stage(x, None if sizes is None else self.cells(sizes, i))
         return x
 
 

@@ -42,10 +42,10 @@ def _recipes(config) -> Iterator[str]:
                 f"config.encoders.detector.max_objects is {detector.max_objects}, less than"
                 f" config.data.spoken_scenes.max_objects {config.data.spoken_scenes.max_objects}"
             )
-        if detector.image_size != config.data.spoken_scenes.image_size:
+        if detector.model.max_side != config.data.spoken_scenes.image_size:
             yield (
-                f"config.encoders.detector.image_size is {detector.image_size}, so it would be trained on"
-                " other pictures than it is used on; set it to config.data.spoken_scenes.image_size,"
+                f"config.encoders.detector.model.max_side is {detector.model.max_side}, so pictures would be"
+                " resized; set it and min_side to config.data.spoken_scenes.image_size,"
                 f" {config.data.spoken_scenes.image_size}"
             )
     if not wav2vec2.pretrained:

@@ -9,6 +9,7 @@ import pytest
 from opt_jax.convert.__main__ import main
 from opt_jax.encoders.boxes import anchor_grid
 from opt_jax.encoders.faster_rcnn import detect, from_config
+from opt_jax.encoders.faster_rcnn_pictures import in_corner
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.encoders.resnet import max_pool
 
@@ -51,8 +52,10 @@ def published() -> dict[str, np.ndarray]:
     linear(f"{rpn}.conv", HIDDEN, 16 * WIDTH, 3, 3)
     linear(f"{rpn}.objectness_logits", ANCHORS, HIDDEN, 1, 1)
     linear(f"{rpn}.anchor_deltas", 4 * ANCHORS, HIDDEN, 1, 1)
+    arrays[f"{rpn}.anchor_deltas.weight"] *= 0.02  # so that most boxes stay in the picture
     feature = 4 * HEAD
     linear(f"{PREDICTOR}.cls_score", CLASSES + 1, feature)
+    arrays[f"{PREDICTOR}.cls_score.weight"] *= 0.1
     linear(f"{PREDICTOR}.bbox_pred", 4 * CLASSES, feature)
     arrays[f"{PREDICTOR}.cls_embedding.weight"] = rng.normal(size=(CLASSES + 1, feature // 8))
     linear(f"{PREDICTOR}.fc_attr", feature // 4, feature + feature // 8)
@@ -65,8 +68,9 @@ def published() -> dict[str, np.ndarray]:
 class Reference:
     """The published network, by its names."""
 
-    def __init__(self, arrays):
-        self.arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    def __init__(self, arrays, dtype=torch.float32):
+        self.arrays = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
+        self.dtype = dtype
 
     def conv(self, x, name, stride=1, padding=0, dilation=1):
         a = self.arrays
@@ -88,9 +92,8 @@ class Reference:
 
     def features(self, images):
         """uint8 [B, H, W, 3] in red, green, blue -> C4 [B, C, h, w]."""
-        x = torch.from_numpy(images[..., ::-1].astype(np.float32)) - torch.tensor(
-            [102.9801, 115.9465, 122.7717]
-        )
+        means = torch.tensor([102.9801, 115.9465, 122.7717], dtype=self.dtype)
+        x = torch.from_numpy(images[..., ::-1].copy()).to(self.dtype) - means
         x = self.conv(x.permute(0, 3, 1, 2), "backbone.stem.conv1", 2, 3).relu()
         x = functional.max_pool2d(x, 3, 2, 0, ceil_mode=True)
         x = self.stage(x, "backbone.res2", 1)
@@ -167,12 +170,94 @@ def test_regions_with_the_background_first(imported):
     close(found[3], attributes.roll(1, -1))
 
 
-def test_the_whole_detector_runs(imported):
-    _, params, config = imported
-    images = np.random.default_rng(3).integers(0, 256, (1, 96, 128, 3), np.uint8)
-    regions = detect(params, images, config | dict(proposals=20, max_regions=12))
-    assert regions["features"].shape == (1, 12, 4 * HEAD) and regions["valid"].sum() >= 10
-    assert (regions["attributes"][regions["valid"]] >= 1).all()
+def overlap(a, b):
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    common = np.prod(np.maximum(sides, 0))
+    return common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
+
+
+def greedy(boxes, scores, threshold):
+    kept = []
+    for i in np.argsort(-scores, kind="stable"):
+        if all(overlap(boxes[i], boxes[j]) <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def pooled_by_loops(features, box):
+    """[C, h, w] and a box in pixels -> the largest value of each of 7 x 7 bins, 0 in an empty one."""
+    channels, height, width = features.shape
+    x1, y1, x2, y2 = (int(np.floor(v / 16 + 0.5)) for v in box)
+    tall, wide = (y2 - y1 + 1) / 7, (x2 - x1 + 1) / 7
+    out = np.zeros((channels, 7, 7))
+    for p, q in np.ndindex(7, 7):
+        top, bottom = y1 + int(np.floor(p * tall)), min(y1 + int(np.ceil((p + 1) * tall)), height)
+        left, right = x1 + int(np.floor(q * wide)), min(x1 + int(np.ceil((q + 1) * wide)), width)
+        if top < bottom and left < right:
+            out[:, p, q] = features[:, top:bottom, left:right].max((1, 2))
+    return out
+
+
+def detected_by_loops(reference, image, config):
+    """(boxes, classes, scores, features, attributes) as the published code finds them in one picture."""
+    features = reference.features(image[None])
+    objectness, deltas = (x[0].numpy() for x in reference.proposals(features))
+    height, width = image.shape[:2]
+    candidates = []
+    for y, x in np.ndindex(objectness.shape[:2]):
+        shapes = [(size, ratio) for size in (64.0, 128.0, 256.0, 512.0) for ratio in (0.5, 1.0, 2.0)]
+        for number, (size, ratio) in enumerate(shapes):
+            w, h = size / ratio**0.5, size * ratio**0.5
+            dx, dy, dw, dh = deltas[y, x, 4 * number : 4 * number + 4]
+            cx, cy = 16 * x + dx * w, 16 * y + dy * h
+            w, h = w * np.exp(min(dw, np.log(1000 / 16))), h * np.exp(min(dh, np.log(1000 / 16)))
+            box = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
+            box = np.clip(box, 0, [width, height, width, height])
+            candidates.append((objectness[y, x, number], box))
+    candidates.sort(key=lambda pair: -pair[0])
+    candidates = candidates[: config["proposals_before_nms"]]
+    candidates = [(score, box) for score, box in candidates if (box[2:] > box[:2]).all()]
+    scores, boxes = (np.array(column) for column in zip(*candidates, strict=True))
+    boxes = boxes[greedy(boxes, scores, 0.7)[: config["proposals"]]]
+    crops = np.stack([pooled_by_loops(features[0].numpy(), box) for box in boxes])
+    pooled, logits, _, attributes = reference.regions(torch.from_numpy(crops))
+    probabilities = logits.softmax(-1).numpy()[:, :-1]  # the background is last
+    best = np.zeros(len(boxes))
+    for column in probabilities.T:
+        kept = greedy(boxes, column, 0.3)
+        best[kept] = np.maximum(best[kept], column[kept])
+    order = np.argsort(-best, kind="stable")
+    count = np.clip(
+        (best >= config["confidence_threshold"]).sum(), config["min_regions"], config["max_regions"]
+    )
+    chosen = order[:count]
+    classes = probabilities[chosen].argmax(1) + 1
+    embedded = reference.arrays[f"{PREDICTOR}.cls_embedding.weight"][classes - 1]
+    hidden = reference.linear(torch.cat([pooled[chosen], embedded], -1), f"{PREDICTOR}.fc_attr").relu()
+    attributes = reference.linear(hidden, f"{PREDICTOR}.attr_score")[:, :-1].argmax(-1).numpy() + 1
+    found = dict(boxes=boxes[chosen], classes=classes, scores=best[chosen])
+    return found | dict(features=pooled[chosen].numpy(), attributes=attributes)
+
+
+@pytest.mark.parametrize("canvas", [None, (256, 320)])
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_the_whole_detector_against_loops(imported, canvas, threshold):
+    reference, params, config = imported
+    sizes = dict(proposals=40, proposals_before_nms=200, pooled_size=7, min_regions=4, max_regions=12)
+    config = config | sizes | dict(confidence_threshold=threshold, dtype="float64")
+    image = np.random.default_rng(3).integers(0, 256, (251, 307, 3), np.uint8)
+    arrays = {name: array.numpy() for name, array in reference.arrays.items()}
+    expected = detected_by_loops(Reference(arrays, torch.float64), image, config)
+    images = in_corner(image, *(canvas or image.shape[:2]))
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        found = jax.device_get(detect(params, images[None], config, np.array([image.shape[:2]])))
+    valid = found.pop("valid")[0]
+    assert (valid.sum() == 4) == (threshold == 0.9)
+    for name, value in expected.items():
+        mine = found[name][0][valid]
+        assert mine.shape == value.shape, name
+        np.testing.assert_allclose(mine, value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("size", [(8, 9), (11, 6), (3, 4)])

@@ -17,7 +17,7 @@ from opt_jax.encoders.faster_rcnn_objectives import (
     sample,
     smooth_l1,
 )
-from opt_jax.encoders.faster_rcnn_pictures import DetectorBatches, letterbox
+from opt_jax.encoders.faster_rcnn_pictures import DetectorBatches, in_corner, resized
 from opt_jax.encoders.faster_rcnn_training import calibrated_params, train_detector
 from opt_jax.encoders.frozen import load_frozen
 
@@ -27,8 +27,9 @@ _COLOURS = ((220, 30, 30), (30, 60, 220))
 
 def _config() -> ConfigDict:
     config = get_config("tiny")
-    config.update(image_size=_SIDE, max_objects=2)
+    config.max_objects = 2
     config.model.update(
+        min_side=_SIDE, max_side=_SIDE,
         num_classes=2, width=8, head_width=8, rpn_width=16, anchor_sizes=(12.0,), pooled_size=4, proposals=12,
         proposals_before_nms=16, max_regions=4, min_regions=1,
     )
@@ -103,7 +104,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(trained):
 def test_frozen_statistics_get_no_gradient_and_stay(trained):
     params, _ = load_frozen(trained[0])
     config = _config()
-    batch = next(DetectorBatches(_Rectangles(64, 0), 8, _SIDE, 2, seed=0).from_step(0))
+    batch = next(DetectorBatches(_Rectangles(64, 0), 8, (_SIDE, _SIDE, 2), seed=0).from_step(0))
     start = calibrated_params(config, batch, seed=0)
     for name in ("mean", "var"):
         np.testing.assert_array_equal(params["trunk"]["stem_norm"][name], start["trunk"]["stem_norm"][name])
@@ -112,7 +113,7 @@ def test_frozen_statistics_get_no_gradient_and_stay(trained):
 
 def test_calibration_normalises_layer_after_layer():
     config = _config()
-    batch = next(DetectorBatches(_Rectangles(8, 0), 8, _SIDE, 2, seed=0).from_step(0))
+    batch = next(DetectorBatches(_Rectangles(8, 0), 8, (_SIDE, _SIDE, 2), seed=0).from_step(0))
     params = calibrated_params(config, batch, seed=0)
     model = from_config(config.model)
     variables = {"params": params}
@@ -252,7 +253,7 @@ def test_recall_and_class_accuracy_by_hand():
 
 
 def test_batches_are_a_function_of_the_step():
-    batches = DetectorBatches(_Rectangles(10, 0), 4, _SIDE, 2, seed=3)
+    batches = DetectorBatches(_Rectangles(10, 0), 4, (_SIDE, _SIDE, 2), seed=3)
     stream = batches.from_step(0)
     run = [next(stream) for _ in range(5)]
     later = next(batches.from_step(3))
@@ -261,15 +262,19 @@ def test_batches_are_a_function_of_the_step():
     assert not np.array_equal(run[0]["images"], run[2]["images"])
     assert np.all((run[0]["boxes"].max(-1) > 0) == (run[0]["classes"] > 0))
     with pytest.raises(ValueError, match="max_objects is 1"):
-        stream = DetectorBatches(_Rectangles(10, 0), 4, _SIDE, 1, seed=0).from_step(0)
+        stream = DetectorBatches(_Rectangles(10, 0), 4, (_SIDE, _SIDE, 1), seed=0).from_step(0)
         next(stream), next(stream)
 
 
-def test_letterbox_keeps_the_shape():
-    image = np.zeros((10, 20, 3), np.uint8) + 200
-    square, size, scale = letterbox(image, 40)
-    assert square.shape == (40, 40, 3) and size == (20, 40) and scale == 2
-    assert np.all(square[:20] == 200) and not square[20:].any()
+@pytest.mark.parametrize(
+    "size, expected", [((10, 20), (20, 40)), ((20, 30), (27, 40)), ((30, 30), (30, 30)), ((300, 4), (40, 1))]
+)
+def test_resizing_by_the_shorter_side_unless_the_longer_gets_too_long(size, expected):
+    image, scale = resized(np.full((*size, 3), 200, np.uint8), 30, 40)
+    assert image.shape == (*expected, 3) and scale == min(30 / min(size), 40 / max(size))
+    canvas = in_corner(image, 40, 40)
+    assert np.all(canvas[: expected[0], : expected[1]] == 200)
+    assert canvas.sum() == 200 * 3 * expected[0] * expected[1]
 
 
 def test_every_config_builds():
@@ -277,7 +282,7 @@ def test_every_config_builds():
         config = get_config(variant)
         model = from_config(config.model)
         Sampling(**config.sampling)
-        image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
+        image = jax.ShapeDtypeStruct((1, config.model.max_side, config.model.max_side, 3), jnp.uint8)
         boxes = jax.ShapeDtypeStruct((1, 1, 4), jnp.float32)
         shapes = jax.eval_shape(model.init, jax.random.key(0), image, boxes)["params"]
         assert shapes["classifier"]["kernel"].shape == (model.feature_size, config.model.num_classes + 1)

@@ -108,3 +108,25 @@ def test_trunk(strides, stride_in_1x1):
 def test_head_stage(stride, dilation):
     ours = ResidualStage(2, 4, stride, dilation)
     _compare(_stage(2, 8, 4, stride, dilation, False), ours, (3, 7, 7, 8), seed=1)
+
+
+@pytest.mark.parametrize("caffe", [False, True])
+@pytest.mark.parametrize("strides, stride_in_1x1", [((1, 2, 2), True), ((1, 2, 1), False)])
+def test_a_picture_in_a_larger_canvas_gives_what_it_gives_alone(strides, stride_in_1x1, caffe):
+    reference = _Trunk((2, 1, 1), 4, strides, stride_in_1x1)
+    _randomise(reference, 2)
+    trunk = ResNetTrunk((2, 1, 1), 4, strides, stride_in_1x1, caffe)
+    rng = np.random.default_rng(2)
+    pictures = [rng.normal(size=(*size, 3)) for size in ((45, 38), (61, 64), (33, 17))]
+    canvas = rng.normal(size=(3, 64, 70, 3))  # what lies beyond a picture must not matter
+    for row, picture in enumerate(pictures):
+        canvas[row, : picture.shape[0], : picture.shape[1]] = picture
+    sizes = np.array([picture.shape[:2] for picture in pictures])
+    with jax.enable_x64(True):
+        apply = jax.jit(lambda *args: trunk.apply({"params": _params(reference)}, *args))
+        found = apply(canvas, sizes)
+        cells = np.asarray(trunk.cells(sizes))
+        for row, picture in enumerate(pictures):
+            alone = np.asarray(apply(picture[None])[0])
+            assert alone.shape[:2] == tuple(cells[row])
+            np.testing.assert_allclose(found[row, : cells[row, 0], : cells[row, 1]], alone, rtol=0, atol=1e-9)
