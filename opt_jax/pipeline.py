@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from opt_jax.cache.build import build_cache
-from opt_jax.cache.extractor import Extractor
+from opt_jax.cache.extractor import FeatureExtractor
 from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.convert.uniter import for_standardised_regions
@@ -126,13 +126,13 @@ def make_caches(
         source = sources[split]
         fingerprint = {
             "source": source.fingerprint(),
-            "extractor": Extractor.fingerprint(*paths, tokenizer, max_seconds),
+            "extractor": FeatureExtractor.fingerprint(*paths, tokenizer, max_seconds),
             "dtype": config.cache.dtype,
         }
 
         def build(path, split=split, source=source, fingerprint=fingerprint):
             nonlocal extractor
-            extractor = extractor or Extractor.from_directories(*paths, tokenizer, max_seconds)
+            extractor = extractor or FeatureExtractor.from_directories(*paths, tokenizer, max_seconds)
             schema = extractor.schema(int(codes), config.cache.dtype)
             size = config.cache.examples_per_shard
             manifest = build_cache(

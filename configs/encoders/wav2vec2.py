@@ -61,6 +61,7 @@ def _base_model():
         layerdrop=0.05,
         unroll=1,
         vocabulary=PUBLISHED_LETTERS,
+        normalize_waveforms=True,  # to mean 0 and deviation 1 over each clip, as nearly all published models
         features="context",  # what is extracted: 'context', 'conv' or a hidden state's index, as "6"
     )
 

@@ -1,26 +1,32 @@
 """The frozen encoders together: from triplets to the arrays of the cache."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from opt_jax.cache.schema import Quarantine, Schema
+from opt_jax.data.decoding import UnusableSampleError, check_audio, check_image
 from opt_jax.data.triplet import Triplet
-from opt_jax.encoders import dvae, faster_rcnn, wav2vec2
+from opt_jax.encoders import dvae, faster_rcnn, faster_rcnn_pictures
 from opt_jax.encoders.dvae_pictures import fit_square
 from opt_jax.encoders.frozen import digest, load_frozen
 from opt_jax.encoders.tokenizer import Tokenizer
-from opt_jax.encoders.wav2vec2_batches import SAMPLE_RATE
+from opt_jax.encoders.wav2vec2 import SAMPLE_RATE, frame_count, receptive_field
+from opt_jax.encoders.wav2vec2_extraction import CONTEXT_SECONDS, WINDOW_SECONDS, Extractor, feature_size
 
-CHUNK = (
-    50  # rows to a compiled call: every chunk is filled up to it, so that each encoder compiles few shapes
-)
+# Rows to a compiled call at most; every call is filled up, so that each encoder compiles few shapes.
+CHUNK = 50
+MEMORY = 512 << 20  # bytes of the largest array of a call
+CANVAS = 64  # pixels: sides of the canvases that pictures lie in are multiples of this
 
 
 @dataclasses.dataclass(frozen=True)
-class Extractor:
+class FeatureExtractor:
     """`extract(triplets)` for `opt_jax.cache.build_cache`. Each argument is (params, config) as `load_frozen`
     gives them."""
 
@@ -34,9 +40,9 @@ class Extractor:
     def from_directories(
         cls, detector: Path, speech: Path, pictures: Path, tokenizer: Tokenizer, max_seconds: float
     ):
-        """Loads the encoders frozen in three directories."""
+        """Loads the encoders frozen in three directories, onto the device."""
         loaded = [load_frozen(directory) for directory in (detector, speech, pictures)]
-        return cls(*loaded, tokenizer, max_seconds)
+        return cls(*((jax.device_put(params), config) for params, config in loaded), tokenizer, max_seconds)
 
     @staticmethod
     def fingerprint(
@@ -49,6 +55,7 @@ class Extractor:
             "dvae": digest(pictures),
             "tokenizer": tokenizer.digest(),
             "max_seconds": max_seconds,
+            "windows": [WINDOW_SECONDS, CONTEXT_SECONDS],
         }
 
     def schema(self, codes_per_image: int, feature_dtype: str) -> Schema:
@@ -57,69 +64,114 @@ class Extractor:
         return Schema(
             region_size=model.feature_size,
             region_classes=self.detector[1]["num_classes"] + 1,
-            audio_size=wav2vec2.feature_size(self.speech[1]),
+            audio_size=feature_size(self.speech[1]),
             num_codes=codes_per_image,
             cls_id=self.tokenizer.cls_id,
             feature_dtype=feature_dtype,
         )
 
     def extract(self, triplets: Sequence[Triplet]) -> list[Mapping | Quarantine]:
-        """The arrays of `opt_jax.cache.schema.FIELDS` for each triplet, in order; a clip without a frame is
-        set aside."""
-        results: list = [{} for _ in triplets]
-        for row, triplet in enumerate(triplets):
-            if triplet.caption:
-                results[row]["text_ids"] = np.asarray(self.tokenizer.encode(triplet.caption), np.int32)
-        with_image = [row for row, triplet in enumerate(triplets) if triplet.image is not None]
-        for shape in sorted({triplets[row].image.shape for row in with_image}):
-            same = [row for row in with_image if triplets[row].image.shape == shape]
-            for start in range(0, len(same), CHUNK):
-                self._images(triplets, same[start : start + CHUNK], results)
-        with_audio = [row for row, triplet in enumerate(triplets) if triplet.audio is not None]
-        with_audio.sort(key=lambda row: len(triplets[row].audio))
-        for start in range(0, len(with_audio), CHUNK):
-            self._audio(triplets, with_audio[start : start + CHUNK], results)
+        """The arrays of `opt_jax.cache.schema.FIELDS` for each triplet, in order.
+
+        A triplet with a picture or clip that nothing can be made of is set aside, with the reason.
+        """
+        results: list = [_judged(triplet, receptive_field(self._speech_config)) for triplet in triplets]
+        for triplet, result in zip(triplets, results, strict=True):
+            if triplet.caption and not isinstance(result, Quarantine):
+                result["text_ids"] = np.asarray(self.tokenizer.encode(triplet.caption), np.int32)
+        usable = [row for row, result in enumerate(results) if not isinstance(result, Quarantine)]
+        self._images(triplets, [row for row in usable if triplets[row].image is not None], results)
+        self._audio(triplets, [row for row in usable if triplets[row].audio is not None], results)
         return results
 
+    @property
+    def _speech_config(self) -> ConfigDict:
+        return ConfigDict(self.speech[1])
+
     def _images(self, triplets, rows, results):
-        images = filled(np.stack([triplets[row].image for row in rows]))
-        regions = {
-            name: np.asarray(x)
-            for name, x in faster_rcnn.detect(self.detector[0], images, self.detector[1]).items()
-        }
+        """Pictures of one canvas go through the detector together."""
+        if not rows:
+            return
         size = self.pictures[1]["image_size"]
-        codes = dvae.encode(self.pictures[0], np.stack([fit_square(image, size) for image in images]))
-        height, width = images.shape[1:3]
-        for position, row in enumerate(rows):
-            valid = regions["valid"][position]
-            results[row] |= {
-                "region_features": regions["features"][position][valid],
-                "region_boxes": relative_boxes(regions["boxes"][position][valid], height, width),
-                "region_classes": regions["classes"][position][valid],
-                "region_scores": regions["scores"][position][valid],
-                "image_codes": codes[position],
-            }
+        squares = np.stack([fit_square(triplets[row].image, size) for row in rows])
+        for row, codes in zip(rows, dvae.encode(self.pictures[0], squares), strict=True):
+            results[row]["image_codes"] = codes
+        model, resized = self.detector[1], {}
+        by_canvas = collections.defaultdict(list)
+        for row in rows:
+            resized[row], _ = faster_rcnn_pictures.resized(
+                triplets[row].image, model["min_side"], model["max_side"]
+            )
+            by_canvas[tuple(-(-side // CANVAS) * CANVAS for side in resized[row].shape[:2])].append(row)
+        for canvas, same in sorted(by_canvas.items()):
+            # The stem's output; res2's has as many numbers.
+            count = together(canvas[0] * canvas[1] * model["width"] * 4)
+            for part in (same[start : start + count] for start in range(0, len(same), count)):
+                images = np.stack([faster_rcnn_pictures.in_corner(resized[row], *canvas) for row in part])
+                sizes = np.array([resized[row].shape[:2] for row in part])
+                found = faster_rcnn.detect(
+                    self.detector[0], filled(images, count), model, filled(sizes, count)
+                )
+                regions = {name: np.asarray(x) for name, x in found.items()}
+                for position, row in enumerate(part):
+                    valid = regions["valid"][position]
+                    results[row] |= {
+                        "region_features": regions["features"][position][valid],
+                        "region_boxes": relative_boxes(regions["boxes"][position][valid], *sizes[position]),
+                        "region_classes": regions["classes"][position][valid],
+                        "region_scores": regions["scores"][position][valid],
+                    }
 
     def _audio(self, triplets, rows, results):
-        longest = int(self.max_seconds * SAMPLE_RATE)
-        clips = [triplets[row].audio[:longest] for row in rows]
-        lengths = np.array([len(clip) for clip in clips], np.int32)
-        waveforms = np.zeros((len(rows), lengths.max()), np.float32)
-        for position, clip in enumerate(clips):
-            waveforms[position, : len(clip)] = clip
-        encoder = wav2vec2.Extractor(*self.speech)
-        features, counts = encoder.extract(filled(waveforms), filled(lengths))
-        features, counts = np.asarray(features), np.asarray(counts)
-        for position, row in enumerate(rows):
-            if counts[position] < 1:
-                results[row] = Quarantine(f"{lengths[position]} samples of audio are too few for one frame")
-            elif not isinstance(results[row], Quarantine):
+        """Clips of similar length go through together, those of several windows alone."""
+        clips = {row: triplets[row].audio[: int(self.max_seconds * SAMPLE_RATE)] for row in rows}
+        config, encoder = self._speech_config, Extractor(*self.speech)
+        rows = sorted(rows, key=lambda row: len(clips[row]))
+        while rows:
+            count = CHUNK
+            while True:
+                longest = len(clips[rows[:count][-1]])
+                # The first convolution's output, the largest.
+                one = longest // config.conv_stride[0] * config.conv_dim[0] * 4
+                fits = 1 if frame_count(longest, config) > encoder.window else together(one)
+                if count <= fits:
+                    break
+                count //= 2
+            part, rows = rows[:count], rows[count:]
+            lengths = np.array([len(clips[row]) for row in part], np.int32)
+            waveforms = np.zeros((len(part), lengths.max()), np.float32)
+            for position, row in enumerate(part):
+                waveforms[position, : lengths[position]] = clips[row]
+            features, counts = encoder.extract(filled(waveforms, count), filled(lengths, count))
+            features, counts = np.asarray(features), np.asarray(counts)
+            for position, row in enumerate(part):
                 results[row]["audio_features"] = features[position, : counts[position]]
 
 
-def filled(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, ...] with the last one repeated up to CHUNK."""
-    return np.concatenate([rows, np.repeat(rows[-1:], CHUNK - len(rows), axis=0)])
+def _judged(triplet: Triplet, shortest: int) -> dict | Quarantine:
+    """An empty result for a triplet whose picture and clip can be used, else why not."""
+    try:
+        if triplet.image is not None:
+            check_image(triplet.image, triplet.id)
+        if triplet.audio is not None:
+            check_audio(triplet.audio, triplet.id, shortest)
+    except UnusableSampleError as error:
+        return Quarantine(str(error))
+    return {}
+
+
+def together(size: int) -> int:
+    """How many rows go through in one call whose largest array has `size` bytes a row: CHUNK, or that halved
+    until MEMORY is enough; so few different numbers, each of which is a shape to compile."""
+    count = CHUNK
+    while count > 1 and count * size > MEMORY:
+        count //= 2
+    return count
+
+
+def filled(rows: np.ndarray, count: int) -> np.ndarray:
+    """Rows [n, ...] with the last one repeated up to `count`."""
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
 
 
 def relative_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

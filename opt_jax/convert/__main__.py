@@ -28,14 +28,17 @@ HUB_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "*.pkl"]
 
 
 def import_wav2vec2(source: Path) -> tuple[dict, dict]:
-    """(parameters, configuration) of a folder with config.json, weights and, for CTC, vocab.json."""
+    """(parameters, configuration) of a folder with config.json, weights and, for CTC, vocab.json; where there
+    is a preprocessor_config.json it says whether clips are normalised."""
     arrays = read_arrays(source)
     folder = source if source.is_dir() else source.parent
     vocabulary = folder / "vocab.json"
     letters = _read_json(vocabulary) if vocabulary.is_file() else None
     if letters is None and "lm_head.weight" in arrays:
         raise SourceFileError(f"{vocabulary} is missing: it names the letters of the CTC head")
-    config = wav2vec2.configuration(_read_json(folder / "config.json"), letters)
+    preprocessor = folder / "preprocessor_config.json"
+    normalize = _read_json(preprocessor).get("do_normalize", True) if preprocessor.is_file() else True
+    config = wav2vec2.configuration(_read_json(folder / "config.json"), letters, bool(normalize))
     shapes = wav2vec2.shapes(config, arrays)
     parameters = convert(arrays, wav2vec2.rows(config), shapes, f"{source} (wav2vec2)")
     return parameters, config.model.to_dict()

@@ -47,10 +47,13 @@ QUANTIZER_FIELDS = {
 }
 
 
-def configuration(published: Mapping, vocabulary: Mapping[str, int] | None = None) -> ConfigDict:
+def configuration(
+    published: Mapping, vocabulary: Mapping[str, int] | None = None, normalize: bool = True
+) -> ConfigDict:
     """The configuration of configs/encoders/wav2vec2.py, parts `model` and `ssl`, from a config.json.
 
     vocabulary: letters to indices, as in vocab.json; without one the CTC head has no letters.
+    normalize: do_normalize of preprocessor_config.json.
     Raises: ValueError: a field is missing, or asks for what is not built here.
     """
     for field, expected in (("model_type", "wav2vec2"), ("hidden_act", "gelu")):
@@ -69,7 +72,9 @@ def configuration(published: Mapping, vocabulary: Mapping[str, int] | None = Non
         values = {ours: published[theirs] for theirs, ours in fields.items()}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
-    model = chosen(MODEL_FIELDS) | dict(unroll=1, vocabulary=tuple(letters), features="context")
+    model = chosen(MODEL_FIELDS) | dict(
+        unroll=1, vocabulary=tuple(letters), normalize_waveforms=normalize, features="context"
+    )
     return ConfigDict(dict(model=model, ssl=chosen(QUANTIZER_FIELDS)))
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 PIXEL_MARGIN = 0.1  # keeps pixels off 0 and 1, where the logit-Laplace density has no logit (appendix A.3)
 CHUNK = 25  # pictures to a compiled call
+MEMORY = 512 << 20  # bytes of the largest array of a call
 
 
 def map_pixels(pixels):
@@ -224,7 +225,8 @@ def encode(params, images) -> np.ndarray:
         raise ValueError(
             f"{images.shape[1]}x{images.shape[2]} pixels: both sides must be multiples of {cell}"
         )
-    return _in_chunks(partial(_encode_chunk, model, params), images)
+    largest = images.shape[1] * images.shape[2] // model.patch_size**2 * model.n_hid * 4
+    return _in_chunks(partial(_encode_chunk, model, params), images, largest)
 
 
 def decode(params, codes) -> np.ndarray:
@@ -247,12 +249,16 @@ def decode(params, codes) -> np.ndarray:
         raise ValueError(f"codes must be [B, K] with K a square, found {list(codes.shape)}")
     if codes.size and not 0 <= codes.min() <= codes.max() < model.vocab_size:
         raise ValueError(f"codes from {codes.min()} to {codes.max()}; the codebook has {model.vocab_size}")
-    return _in_chunks(partial(_decode_chunk, model, params), codes.reshape(-1, side, side))
+    largest = (side * model.cell // model.patch_size) ** 2 * model.n_hid * 4
+    return _in_chunks(partial(_decode_chunk, model, params), codes.reshape(-1, side, side), largest)
 
 
-def _in_chunks(program, rows: np.ndarray) -> np.ndarray:
-    chunks = max(1, -(-len(rows) // CHUNK))
-    padded = np.zeros((chunks * CHUNK, *rows.shape[1:]), rows.dtype)
+def _in_chunks(program, rows: np.ndarray, size: int) -> np.ndarray:
+    """The outputs of `program` on parts of `rows`, each of CHUNK or as many as keep the largest array, of
+    `size` bytes a row, within MEMORY."""
+    count = max(1, min(CHUNK, MEMORY // size))
+    chunks = max(1, -(-len(rows) // count))
+    padded = np.zeros((chunks * count, *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
     outputs = [program(chunk) for chunk in np.split(padded, chunks)]
     return np.concatenate([np.asarray(output) for output in outputs])[: len(rows)]

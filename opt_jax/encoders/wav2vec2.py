@@ -8,14 +8,11 @@ convolutions, K letters.
 
 from __future__ import annotations
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from opt_jax.encoders.wav2vec2_layers import ConvLayer, EncoderLayer, PositionalConvolution, dense
 
@@ -46,6 +43,14 @@ def frame_count(lengths, config: ConfigDict):
     return lengths * (lengths > 0)
 
 
+def receptive_field(config: ConfigDict) -> int:
+    """Samples that one frame sees; shorter clips have none."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
 def normalize_waveforms(waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
     """Zero mean, unit variance over the valid samples of each clip, then zeros: what published models expect.
 
@@ -57,6 +62,11 @@ def normalize_waveforms(waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
     centred = jnp.where(valid, waveforms - mean, 0)
     variance = jnp.square(centred).sum(axis=1, keepdims=True) / count
     return centred * jax.lax.rsqrt(variance + 1e-7)
+
+
+def model_input(waveforms: jax.Array, lengths: jax.Array, config: ConfigDict) -> jax.Array:
+    """Raw waveforms [B, N] as the model of `config` takes them: normalised where it says so."""
+    return normalize_waveforms(waveforms, lengths) if config.normalize_waveforms else waveforms
 
 
 class FeatureEncoder(nn.Module):
@@ -166,68 +176,3 @@ class Wav2Vec2ForCTC(nn.Module):
             len(self.config.vocabulary), ("embed", "class"), "ctc_head", self.config.initializer_range
         )
         return head(x), output.frame_valid
-
-
-def select_features(output: Wav2Vec2Output, features: str) -> jax.Array:
-    """'context' (last hidden state), 'conv' (normalized features) or a hidden state's index -> [B, F, *]."""
-    if features == "context":
-        return output.last_hidden_state
-    if features == "conv":
-        return output.normalized_features
-    count = len(output.hidden_states)
-    if features.isdecimal() and int(features) < count:
-        return output.hidden_states[int(features)]
-    raise ValueError(f"features: expected 'context', 'conv' or an index below {count}, found {features!r}")
-
-
-def feature_size(config) -> int:
-    """The width of what `select_features` gives for `config.features`."""
-    return config["conv_dim"][-1] if config["features"] == "conv" else config["hidden_size"]
-
-
-class Extractor:
-    """The frozen encoder as a function: raw waveforms to features, and to letters where there is a CTC head.
-
-    `params` is the tree that the recipe froze ({'wav2vec2': ..., 'ctc_head': ...}), `config` its model
-    configuration. Clips of a batch are padded to the next multiple of `bucket` samples, so that few shapes
-    are compiled.
-    """
-
-    def __init__(self, params, config: ConfigDict, bucket: int = SAMPLE_RATE):
-        self.config = FrozenConfigDict(config)
-        self.params = jax.tree.map(jnp.asarray, params)
-        self.bucket = bucket
-
-    def extract(self, waveforms: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """waveforms [B, N] f32 raw, lengths [B] -> (features [B, F, D], zero past the end; counts [B])."""
-        return _extract(self.params["wav2vec2"], *self._pad(waveforms, lengths), config=self.config)
-
-    def logits(self, waveforms: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """waveforms [B, N] f32 raw, lengths [B] -> (CTC logits [B, F, K], frame counts [B])."""
-        params = {name: self.params[name] for name in ("wav2vec2", "ctc_head")}
-        return _logits(params, *self._pad(waveforms, lengths), config=self.config)
-
-    def _pad(self, waveforms, lengths):
-        waveforms, lengths = np.asarray(waveforms), np.asarray(lengths, np.int32)
-        if waveforms.ndim != 2 or lengths.shape != waveforms.shape[:1]:
-            raise ValueError(
-                f"expected waveforms [B, N] and lengths [B], found {waveforms.shape} and {lengths.shape}"
-            )
-        buckets = max(1, -(-waveforms.shape[1] // self.bucket))  # one even for clips without a sample
-        missing = buckets * self.bucket - waveforms.shape[1]
-        return np.pad(waveforms, ((0, 0), (0, missing))), lengths
-
-
-@partial(jax.jit, static_argnames="config")
-def _extract(params, waveforms, lengths, config):
-    output = Wav2Vec2(config).apply({"params": params}, normalize_waveforms(waveforms, lengths), lengths)
-    features = select_features(output, config.features)
-    return jnp.where(output.frame_valid[..., None], features, 0), output.frame_valid.sum(axis=1)
-
-
-@partial(jax.jit, static_argnames="config")
-def _logits(params, waveforms, lengths, config):
-    logits, valid = Wav2Vec2ForCTC(config).apply(
-        {"params": params}, normalize_waveforms(waveforms, lengths), lengths
-    )
-    return logits, valid.sum(axis=1)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from opt_jax.data.triplet import Source
 from opt_jax.encoders.frozen import save_frozen
-from opt_jax.encoders.wav2vec2 import Wav2Vec2ForCTC, frame_count, normalize_waveforms
+from opt_jax.encoders.wav2vec2 import Wav2Vec2ForCTC, frame_count, model_input
 from opt_jax.encoders.wav2vec2_batches import WaveformBatches
 from opt_jax.encoders.wav2vec2_objectives import (
     contrastive_terms,
@@ -43,7 +43,7 @@ def ssl_task(config: ConfigDict) -> Task:
             mask_key, frames < frame_count(lengths, model)[:, None], ssl.mask_probability, ssl.mask_length
         )
         return {
-            "waveforms": normalize_waveforms(batch["waveforms"], lengths),
+            "waveforms": model_input(batch["waveforms"], lengths, model),
             "lengths": lengths,
             "mask": mask,
             "negatives": sample_negatives(negatives_key, mask, ssl.num_negatives),
@@ -90,7 +90,7 @@ def ctc_task(config: ConfigDict) -> Task:
     module = Wav2Vec2ForCTC(model, ctc.freeze_feature_encoder)
 
     def prepare(key, batch):
-        prepared = dict(batch, waveforms=normalize_waveforms(batch["waveforms"], batch["lengths"]))
+        prepared = dict(batch, waveforms=model_input(batch["waveforms"], batch["lengths"], model))
         if ctc.mask_probability > 0:
             frames = jnp.arange(frame_count(batch["waveforms"].shape[1], model))
             valid = frames < frame_count(batch["lengths"], model)[:, None]
@@ -170,7 +170,9 @@ def transcripts(params, config: ConfigDict, batches: WaveformBatches) -> tuple[l
 
     @jax.jit
     def read(params, waveforms, lengths):
-        logits, valid = module.apply({"params": params}, normalize_waveforms(waveforms, lengths), lengths)
+        logits, valid = module.apply(
+            {"params": params}, model_input(waveforms, lengths, config.model), lengths
+        )
         return logits, valid.sum(axis=1)
 
     references, hypotheses = [], []

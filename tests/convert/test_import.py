@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from opt_jax.convert.__main__ import main
 from opt_jax.encoders import dvae
 from opt_jax.encoders.frozen import load_frozen
-from opt_jax.encoders.wav2vec2 import Extractor
+from opt_jax.encoders.wav2vec2_extraction import Extractor
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -67,11 +67,34 @@ def test_a_ctc_checkpoint_gives_the_same_features_and_letters(tmp_path, changes,
 
 @pytest.mark.parametrize("architecture", ["Wav2Vec2Model", "Wav2Vec2ForPreTraining"])
 def test_other_checkpoints_keep_what_they_have(tmp_path, architecture):
-    published(tmp_path / "in", architecture)
+    model = published(tmp_path / "in", architecture)
     main(["import", "--kind=wav2vec2", f"--source={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"])
-    params, _ = load_frozen(tmp_path / "out")
+    params, config = load_frozen(tmp_path / "out")
     more = {"quantizer", "project_context", "project_targets"} if "Pre" in architecture else set()
     assert set(params) == {"wav2vec2"} | more
+    extractor, (samples, normalised) = Extractor(params, ConfigDict(config)), clip()
+    if not more:
+        with pytest.raises(ValueError, match="has no quantizer"):
+            extractor.tokens(samples[None], np.array([3000]))
+        return
+    tokens, counts = extractor.tokens(samples[None], np.array([3000]))
+    with torch.no_grad():
+        features = model.wav2vec2(normalised).extract_features
+        expected = model.quantizer.weight_proj(features).reshape(-1, 2, 5).argmax(-1)
+    assert tokens.dtype == np.int32 and len(set(expected.flatten().tolist())) > 1
+    np.testing.assert_array_equal(tokens[0, : int(counts[0])], expected)
+
+
+def test_clips_are_normalised_where_the_preprocessor_says_so(tmp_path):
+    model = published(tmp_path / "in", "Wav2Vec2Model")
+    (tmp_path / "in" / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    main(["import", "--kind=wav2vec2", f"--source={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"])
+    params, config = load_frozen(tmp_path / "out")
+    samples = clip()[0] * 0.1
+    features, _ = Extractor(params, ConfigDict(config)).extract(samples[None], np.array([3000]))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(samples)[None]).last_hidden_state[0]
+    np.testing.assert_allclose(features[0, : len(expected)], expected, rtol=1e-4, atol=1e-5)
 
 
 def refused(tmp_path, source):

@@ -1,6 +1,7 @@
 """wav2vec 2.0: shapes, padding, the positional convolution, masking, negatives, losses, batches."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from configs.encoders.wav2vec2 import get_config
 from opt_jax.data.triplet import Triplet
 from opt_jax.encoders import wav2vec2_objectives as objectives
 from opt_jax.encoders.frozen import load_frozen
-from opt_jax.encoders.wav2vec2 import Extractor, Wav2Vec2ForCTC, feature_size, frame_count
+from opt_jax.encoders.wav2vec2 import Wav2Vec2ForCTC, frame_count
 from opt_jax.encoders.wav2vec2_batches import NoUsableClipsError, WaveformBatches
+from opt_jax.encoders.wav2vec2_extraction import Extractor, feature_size, windows
 from opt_jax.encoders.wav2vec2_layers import grouped_convolution
 from opt_jax.encoders.wav2vec2_quantizer import Quantizer
 from opt_jax.encoders.wav2vec2_training import ctc_task, ssl_task, train_wav2vec2
@@ -62,6 +64,55 @@ def test_frame_count(samples, frames):
     assert frame_count(np.array([samples]), config).tolist() == [frames]
 
 
+@pytest.mark.parametrize("frames", [1, 9, 10, 11, 14, 37, 100])
+def test_windows_keep_every_frame_once_and_with_its_context(frames):
+    found = windows(frames, 10, 2)
+    kept = [frame for window in found for frame in range(window.start, window.stop)]
+    assert kept == list(range(frames))
+    for window in found:
+        last = min(window.first + 10, frames)
+        assert window.start == 0 or window.start - window.first >= 2
+        assert window.stop == frames or last - window.stop >= 2
+        assert window.start >= window.first and window.stop <= last
+    with pytest.raises(ValueError, match="keep nothing between contexts of 5"):
+        windows(30, 10, 5)
+
+
+def unnormalised(extractor) -> ConfigDict:
+    config = ConfigDict(extractor.config)
+    config.normalize_waveforms = False
+    return config
+
+
+def test_a_long_recording_is_its_windows(extractor):
+    # Windows of 12 frames that keep 8 of them, of recordings of 37 and 12 frames.
+    config = unnormalised(extractor)
+    seconds = dict(window_seconds=12 * 320 / 16000, context_seconds=2 * 320 / 16000)
+    whole = Extractor(extractor.params, config, bucket=4000)
+    windowed = Extractor(extractor.params, config, bucket=4000, **seconds)
+    waveforms, lengths = np.stack([speech(5, 12000), speech(6, 12000)]), np.array([12000, 4000])
+    features, counts = windowed.extract(waveforms, lengths)
+    assert counts.tolist() == [37, 12] and features.shape[1] == 37
+    for row, first, start, stop in [(0, 0, 0, 10), (0, 8, 10, 18), (0, 16, 18, 26), (0, 25, 27, 37)]:
+        part = waveforms[row : row + 1, first * 320 : first * 320 + 12 * 320 + 399]
+        expected, _ = whole.extract(part, np.array([part.shape[1]]))
+        kept = slice(start - first, stop - first)
+        np.testing.assert_allclose(features[row, start:stop], expected[0, kept], atol=1e-5)
+    alone, _ = whole.extract(waveforms[1:, :4000], lengths[1:])
+    np.testing.assert_allclose(features[1, :12], alone[0, :12], atol=1e-5)
+    assert not features[1, 12:].any()
+
+
+def test_the_waveform_is_normalised_over_the_whole_recording(extractor):
+    loud = speech(7, 12000) * np.linspace(0.1, 5, 12000, dtype=np.float32) + 3
+    seconds = dict(window_seconds=12 * 320 / 16000, context_seconds=2 * 320 / 16000)
+    found, _ = Extractor(extractor.params, extractor.config, **seconds).logits(loud[None], np.array([12000]))
+    config = unnormalised(extractor)
+    normal = (loud - loud.mean()) / loud.std()
+    expected, _ = Extractor(extractor.params, config, **seconds).logits(normal[None], np.array([12000]))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_padding_and_company_never_change_a_valid_frame(extractor):
     short, long = speech(1, 2500), speech(2, 3900)
     alone, count = extractor.extract(short[None], np.array([2500]))
@@ -106,18 +157,22 @@ def test_extracted_widths(extractor, features, width):
 
 
 @pytest.mark.parametrize("size, groups", [(8, 2), (5, 4), (64, 4)])
-def test_grouped_convolution_is_xlas(size, groups):
-    keys = jax.random.split(jax.random.key(0), 2)
+def test_grouped_convolution_and_its_gradient_are_those_of_the_definition(size, groups):
+    keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (2, 11, 8)), jax.random.normal(keys[1], (size, 8 // groups, 8))
-    expected = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (1,),
-        [(size // 2, size - 1 - size // 2)],
-        feature_group_count=groups,
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
-    np.testing.assert_allclose(grouped_convolution(x, kernel, groups), expected, atol=1e-4)
+    weight = jax.random.normal(keys[2], x.shape)
+
+    def by_definition(x, kernel):
+        padded = jnp.pad(x, ((0, 0), (size // 2, size - 1 - size // 2), (0, 0)))
+        windows = jnp.stack([padded[:, k : k + 11] for k in range(size)]).reshape(size, 2, 11, groups, -1)
+        kernel = kernel.reshape(size, 8 // groups, groups, -1)
+        return jnp.einsum("kbfgi,kigo->bfgo", windows, kernel).reshape(x.shape)
+
+    def total(function):
+        return jax.jit(jax.value_and_grad(lambda *args: (function(*args) * weight).sum(), argnums=(0, 1)))
+
+    found = total(lambda x, kernel: grouped_convolution(x, kernel, groups))(x, kernel)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-4), found, total(by_definition)(x, kernel))
 
 
 def test_span_mask_covers_whole_spans_of_valid_frames():
