@@ -126,16 +126,51 @@ class TorchDetector:
         return common / (area[:, None] + area[None] - common).clamp(min=1e-12)
 
     def _pool(self, features, boxes):
-        """RoIPool: a bin is [floor(p h / P), ceil((p + 1) h / P)), as in adaptive pooling."""
+        """RoIPool of [C, h, w]: [P, C, bins, bins]; looked up in a table of window maxima, as on the other
+        side."""
+        channels, *size = features.shape
         bins = self.model.pooled_size
-        cells = torch.floor(boxes / self.model.stride + 0.5).int().tolist()
-        crops = []
-        for x1, y1, x2, y2 in cells:
-            # The last row and column may lie beyond the map: empty, as if it had zeros there after a ReLU.
-            crop = features[:, y1 : y2 + 1, x1 : x2 + 1]
-            missing = (0, x2 + 1 - x1 - crop.shape[2], 0, y2 + 1 - y1 - crop.shape[1])
-            crops.append(functional.adaptive_max_pool2d(functional.pad(crop, missing), bins))
-        return torch.stack(crops)
+        low, high = torch.floor(boxes / self.model.stride + 0.5).split(2, 1)  # (x, y) each
+        step = (high - low + 1).clamp(min=1) / bins
+        index = torch.arange(bins, device=self.device)
+        limit = torch.tensor(size[::-1], device=self.device)[:, None]
+        start = (torch.floor(index * step[..., None]) + low[..., None]).clamp(min=0).minimum(limit).int()
+        end = (torch.ceil((index + 1) * step[..., None]) + low[..., None]).clamp(min=0).minimum(limit).int()
+        length = end - start  # [P, 2, bins]
+        levels = int(length.max()).bit_length()
+        table = torch.stack(
+            [torch.stack(self._widened(x, 2, levels)) for x in self._widened(features, 1, levels)]
+        )
+        table = table.permute(0, 1, 3, 4, 2).reshape(-1, channels)
+        level = (length[..., None] >= 2 ** torch.arange(1, levels, device=self.device)).sum(-1)
+        firsts = [start, (start + length - 2**level).clamp(min=0)]
+        window = (level[:, 1, :, None] * levels + level[:, 0, None, :]) * (size[0] * size[1])
+        pooled = None
+        for row in firsts:
+            for column in firsts:
+                at = window + row[:, 1, :, None].clamp(max=size[0] - 1) * size[1]
+                at = at + column[:, 0, None, :].clamp(max=size[1] - 1)
+                found = table[at.long()]
+                pooled = found if pooled is None else torch.maximum(pooled, found)
+        filled = (length[:, 1] > 0)[:, :, None] & (length[:, 0] > 0)[:, None, :]
+        return (pooled * filled[..., None]).permute(0, 3, 1, 2).contiguous()
+
+    @staticmethod
+    def _widened(x, axis, levels):
+        """[x, the maxima of 2 neighbours along an axis, of 4, ...], as many as `levels`."""
+        found = [x]
+        for level in range(levels - 1):
+            ahead = (
+                found[-1].narrow(axis, 2**level, x.shape[axis] - 2**level)
+                if x.shape[axis] > 2**level
+                else None
+            )
+            wider = found[-1].clone()
+            if ahead is not None:
+                part = wider.narrow(axis, 0, ahead.shape[axis])
+                torch.maximum(part, ahead, out=part)
+            found.append(wider)
+        return found
 
     def _surviving(self, boxes, probabilities):
         """Probabilities [P, C], 0 where a box of the same class with a better one overlaps it."""

@@ -8,6 +8,7 @@ section 2.1 (RoIPool). Conventions (aligned, sampling ratio, rounding) are those
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def _interpolation(low, high, size: int, extent, bins: int, sampling_ratio: int, aligned: bool, dtype):
@@ -66,15 +67,19 @@ def roi_align(
     return jnp.einsum("rpqw,rpwc->rpqc", columns, pooled)
 
 
-def _bins(low, high, extent, bins: int):
+def _bins(low, high, size: int, extent, bins: int, dtype):
     """First cells and lengths, i32 [R, bins] each, of the (rounded, overlapping) bins of a RoIPool grid."""
     # Halves round away from zero, as C's round() does.
-    low, high = jnp.floor(low + 0.5), jnp.floor(high + 0.5)
-    step = jnp.maximum(high - low + 1, 1) / bins
-    index = jnp.arange(bins)
-    start = jnp.floor(index * step[:, None]) + low[:, None]
-    end = jnp.ceil((index + 1) * step[:, None]) + low[:, None]
-    start, end = (jnp.clip(x, 0, extent).astype(jnp.int32) for x in (start, end))
+    low, high = (jnp.floor(x + 0.5).astype(jnp.int32) for x in (low, high))
+    # Made here and not in the program: the published code divides in `dtype`, where the compiler would
+    # multiply by a rounded reciprocal, and a bin that ends on a whole number would reach one cell further.
+    steps = np.arange(1, size + 3, dtype=dtype) / np.asarray(bins, dtype)
+    index = np.arange(bins + 1, dtype=dtype)
+    starts = np.floor(steps[:, None] * index[:-1]).astype(np.int32)
+    ends = np.ceil(steps[:, None] * index[1:]).astype(np.int32)
+    length = jnp.clip(high - low, 0, size + 1)  # less one
+    start = jnp.clip(jnp.asarray(starts)[length] + low[:, None], 0, extent)
+    end = jnp.clip(jnp.asarray(ends)[length] + low[:, None], 0, extent)
     return start, end - start
 
 
@@ -102,13 +107,16 @@ def _window_maxima(features, levels: int):
 def roi_pool(features, boxes, extent=None, *, stride: int, bins: int):
     """RoIPool (maximum over quantised bins) of one picture: [H, W, C], [R, 4] -> [R, P, P, C].
 
-    Arguments as of `roi_align`; a bin without a cell, beyond the border, is 0. The maximum of a bin is that
-    of four overlapping windows whose sides are powers of two, looked up in a table made once a picture.
+    Arguments as of `roi_align`; boxes are at most as large as the map, and a bin without a cell, beyond the
+    border, is 0. The maximum of a bin is that of four overlapping windows whose sides are powers of two,
+    looked up in a table made once a picture.
     """
     height, width, channels = features.shape
     extent = (height, width) if extent is None else extent
     x1, y1, x2, y2 = jnp.moveaxis(boxes / stride, -1, 0)
-    (top, tall), (left, wide) = _bins(y1, y2, extent[0], bins), _bins(x1, x2, extent[1], bins)
+    wide_type = np.promote_types(features.dtype, np.float32)
+    top, tall = _bins(y1, y2, height, extent[0], bins, wide_type)
+    left, wide = _bins(x1, x2, width, extent[1], bins, wide_type)
     longest = -(-max(height, width) // bins) + 2
     levels = longest.bit_length()
     table = _window_maxima(features, levels).reshape(-1, channels)

@@ -27,7 +27,7 @@ from opt_jax.encoders.wav2vec2 import (
     receptive_field,
 )
 
-WINDOW_SECONDS, CONTEXT_SECONDS = 30.0, 4.0
+WINDOW_SECONDS, CONTEXT_SECONDS = 30.0, 2.0
 
 
 class Window(NamedTuple):

@@ -1,5 +1,7 @@
 """The count of operations against PyTorch's own counter, the timing, and the command as a whole."""
 
+import re
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -104,3 +106,25 @@ def test_the_whole_command(capsys):
     assert min(medians.values()) > 0
     printed = capsys.readouterr().out
     assert "of 4 rows 1 at token, 2 at modality, 1 at sample level" in printed and "utilisation" in printed
+
+
+def test_the_encoders_benchmark_runs_and_both_sides_agree(capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    from opt_jax.benchmark import encoders
+
+    flags = encoders.parse("--clips=1 --seconds=0.2 --long_seconds=40 --height=96 --width=112".split())
+    flags.repetitions, flags.depth = 1, 50
+    flags.speech_sizes = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    flags.detector_sizes = dict(num_classes=5, num_attributes=3, width=4, head_width=8, rpn_width=8)
+    ratios = encoders.main(flags)
+    assert set(ratios) == {"speech", "detector"} and min(ratios.values()) > 0
+    printed = capsys.readouterr().out
+    assert "one clip of 40 s" in printed
+    difference = float(printed.split("features differ by ")[1].split()[0])
+    assert difference < 1e-5
+    shared, mine, theirs = re.search(r"(\d+) of (\d+) and (\d+) regions in common", printed).groups()
+    assert int(mine) == int(theirs) and int(shared) >= int(mine) - 1 > 3

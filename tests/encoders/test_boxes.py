@@ -154,3 +154,13 @@ def test_roi_pool_against_loops():
     found = jax.jit(partial(roi_pool, stride=stride, bins=bins))(features, boxes)
     np.testing.assert_array_equal(found, expected)
     assert np.any(expected == 0)  # a bin beyond the border is empty
+
+
+def test_roi_pool_divides_as_the_published_code_does():
+    # In float32 6 / 14 * 7 is 3, but 6 * (1 / 14) * 7, which a compiler makes of it, is more.
+    features = np.arange(8, dtype=np.float32)[None, :, None].repeat(8, 0)
+    box = np.array([[16, 16, 96, 96]], np.float32)  # cells 1 to 6
+    found = jax.jit(partial(roi_pool, stride=16, bins=14))(features, box)
+    ends = np.ceil(np.arange(1, 15, dtype=np.float32) * (np.float32(6) / np.float32(14)))
+    np.testing.assert_array_equal(found[0, 0, :, 0], ends)  # the last of a bin's cells, counted from 1
+    assert ends[6] == 3
