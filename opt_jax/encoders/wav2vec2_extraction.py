@@ -1,6 +1,6 @@
 """wav2vec 2.0 frozen: functions from raw waveforms to features, letters and audio tokens.
 
-Long recordings go through in overlapping windows, so memory stays that of one window. Every window has the
+Long recordings go through in overlapping windows, so memory stays that of a few windows. Every window has the
 same number of frames; of each the inner part is kept, so that a kept frame saw at least a context on both
 sides (the ends of the recording excepted). The waveform is normalised over the whole recording; the group
 norm of the base model's first convolution, which averages over time, over each window.
@@ -28,6 +28,7 @@ from opt_jax.encoders.wav2vec2 import (
 )
 
 WINDOW_SECONDS, CONTEXT_SECONDS = 30.0, 2.0
+WINDOW_MEMORY = 512 << 20  # bytes of the first convolution's output, the largest array of a call
 
 
 class Window(NamedTuple):
@@ -77,7 +78,7 @@ class Extractor:
     `params` is the tree that a recipe or the converter froze ({'wav2vec2': ..., 'ctc_head': ..., 'quantizer':
     ...}), `config` its model configuration. Clips of a batch are padded to the next multiple of `bucket`
     samples, so that few shapes are compiled. Recordings of more than `window_seconds` go through in windows
-    of that length, one after the other, of which `context_seconds` at each end are not kept.
+    of that length, a few at a time, of which `context_seconds` at each end are not kept.
     """
 
     def __init__(
@@ -125,24 +126,32 @@ class Extractor:
         return function(self.params, waveforms, lengths, config=self.config, normalize=normalize)
 
     def _run_windows(self, function, waveforms, lengths, normalize: bool):
-        """Clip after clip, window after window."""
+        """Clip after clip, as many windows at once as WINDOW_MEMORY allows."""
         if normalize:
             waveforms = np.asarray(normalize_waveforms(_padded(waveforms, self.bucket), lengths))
         counts = frame_count(lengths, self.config)
         # As many as give no frame more: so a recording of one window is taken whole, its last samples too.
         samples = self.window * self.hop + receptive_field(self.config) - 1
+        largest = samples // self.config.conv_stride[0] * self.config.conv_dim[0] * 4
+        together = max(1, WINDOW_MEMORY // largest)
         result = None
         for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-            for window in windows(int(count), self.window, self.context):
-                first = window.first * self.hop
-                part = waveforms[row : row + 1, first : min(first + samples, int(length))]
-                size = np.array([part.shape[1]], np.int32)
-                part = np.pad(part, ((0, 0), (0, samples - part.shape[1])))
-                found, _ = function(self.params, part, size, config=self.config, normalize=False)
+            todo = windows(int(count), self.window, self.context)
+            for start in range(0, len(todo), together):
+                group = todo[start : start + together]
+                parts = np.zeros((min(together, len(todo)), samples), np.float32)
+                sizes = np.zeros(len(parts), np.int32)
+                for place, window in enumerate(group):
+                    first = window.first * self.hop
+                    part = waveforms[row, first : min(first + samples, int(length))]
+                    parts[place, : len(part)], sizes[place] = part, len(part)
+                found, _ = function(self.params, parts, sizes, config=self.config, normalize=False)
+                found = np.asarray(found)
                 if result is None:
                     result = np.zeros((len(lengths), max(counts), *found.shape[2:]), found.dtype)
-                kept = slice(window.start - window.first, window.stop - window.first)
-                result[row, window.start : window.stop] = np.asarray(found)[0, kept]
+                for states, window in zip(found, group, strict=False):  # the last group may be filled up
+                    kept = slice(window.start - window.first, window.stop - window.first)
+                    result[row, window.start : window.stop] = states[kept]
         return result, counts
 
 
