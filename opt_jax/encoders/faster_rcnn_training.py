@@ -1,5 +1,6 @@
 """Trains a detector from the boxes of a source, measures it and freezes it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -46,30 +47,27 @@ def calibrated_params(config: ConfigDict, batch: dict, seed: int) -> dict:
     return make(jax.random.key(seed), batch["images"], batch["boxes"])
 
 
-def batch_sizes(config: ConfigDict) -> tuple[int, int, int]:
-    """min_side, max_side and max_objects of `config`, for `detector_batch`."""
-    return config.model.min_side, config.model.max_side, config.max_objects
-
-
-def evaluate_detector(params, config: ConfigDict, source: Source, batch_size: int) -> dict[str, float]:
-    """Scores of a detector on all of a source.
+def evaluate_detector(params, model: Mapping, source: Source, batch_size: int) -> dict[str, float]:
+    """Scores of a detector, `model` being its configuration, on all of a source.
 
     Returns:
       ap50: mean average precision at overlap 0.5 of the max_regions best regions of every picture;
       recall50, class_accuracy: of the objects covered by the regions that extraction would keep, and
       how many of these are of the right class; regions: kept a picture, on average.
     """
-    model = config.model
     everything = {**model, "confidence_threshold": 0.0}
     found, kept, truth = [], [], []
     for start in range(0, len(source), batch_size):
         # The last batch is filled up with repeated pictures: one compilation.
         rows = [min(i, len(source) - 1) for i in range(start, start + batch_size)]
-        batch = detector_batch([read_example(source, i) for i in rows], *batch_sizes(config))
+        samples = [read_example(source, i) for i in rows]
+        most = max(len(sample.boxes) for sample in samples)
+        batch = detector_batch(samples, model["min_side"], model["max_side"], most)
         regions = jax.device_get(detect(params, batch["images"], everything, batch["sizes"]))
         for row in range(min(batch_size, len(source) - start)):
             scores, valid = regions["scores"][row], regions["valid"][row]
-            chosen = (scores >= model.confidence_threshold) | (np.arange(len(scores)) < model.min_regions)
+            best = np.arange(len(scores)) < model["min_regions"]
+            chosen = (scores >= model["confidence_threshold"]) | best
             for into, mask in ((found, valid), (kept, valid & chosen)):
                 into.append(Regions(regions["boxes"][row, mask], regions["classes"][row, mask], scores[mask]))
             real = batch["classes"][row] > 0
@@ -101,7 +99,8 @@ def train_detector(
             f"detector config: num_classes is {config.model.num_classes}, but the source has {classes}"
         )
     batch_size = config.train.batch_size
-    batches = DetectorBatches(train_source, batch_size, batch_sizes(config), seed)
+    sizes = (config.model.min_side, config.model.max_side, config.max_objects)
+    batches = DetectorBatches(train_source, batch_size, sizes, seed)
     params = train(
         detector_task(config),
         OwnRows(batches),
@@ -115,7 +114,7 @@ def train_detector(
         },
         initial_params=calibrated_params(config, next(batches.from_step(0)), seed),
     )
-    metrics = evaluate_detector(params, config, validation_source, batch_size)
+    metrics = evaluate_detector(params, config.model, validation_source, batch_size)
     print("detector: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     save_frozen(directory, params, config.model.to_dict(), metrics)
     return metrics

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from opt_jax.data.loader import Loader
+from opt_jax.encoders.faster_rcnn_training import evaluate_detector
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.examples import Examples
@@ -15,7 +16,7 @@ from opt_jax.evaluation.retrieval import top_k
 from opt_jax.evaluation.scorers import Model
 
 # Raised with every change of what a figure means; a run evaluated before that is refused, not kept.
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 WRITTEN = {"audio": (False, False, True), "image": (False, True, False), "image_audio": (False, True, True)}
 
 
@@ -85,6 +86,10 @@ def evaluate(
     pictured = [sources["test"].read(int(row), audio=False) for row in test.cache.source_row[: len(codes)]]
     found, generated, reconstructed = named_objects_found(frozen, codes, batch["image_codes"], pictured)
     results |= found
+    params, detector = frozen["detector"]
+    if pictured[0].boxes is not None and len(sources["test"].class_names) == detector["num_classes"]:
+        scores = evaluate_detector(params, detector, sources["test"], batch_size=16)
+        results |= {f"encoders/detector/test_{name}": value for name, value in scores.items()}
 
     say("linear probes")
     probe_train = batches("train", settings.probe_train, settings.batch_size)
