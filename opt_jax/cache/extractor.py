@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from opt_jax.cache.schema import Quarantine, Schema
-from opt_jax.data.decoding import UnusableSampleError, check_audio, check_image
+from opt_jax.data.decoding import UnusableSampleError, check_audio, check_caption, check_image
 from opt_jax.data.triplet import Triplet
 from opt_jax.encoders import dvae, faster_rcnn, faster_rcnn_pictures
 from opt_jax.encoders.dvae_pictures import fit_square
@@ -22,7 +22,8 @@ from opt_jax.encoders.wav2vec2_extraction import CONTEXT_SECONDS, WINDOW_SECONDS
 # Rows to a compiled call at most; every call is filled up, so that each encoder compiles few shapes.
 CHUNK = 50
 MEMORY = 512 << 20  # bytes of the largest array of a call
-CANVAS = 64  # pixels: sides of the canvases that pictures lie in are multiples of this
+CANVAS = 128  # pixels: sides of the canvases that pictures lie in are multiples of this
+THINNEST = 16  # pixels of a resized picture's shorter side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,11 @@ class FeatureExtractor:
     pictures: tuple[dict, dict]
     tokenizer: Tokenizer
     max_seconds: float
+
+    def __post_init__(self):
+        shortest = receptive_field(self._speech_config) / SAMPLE_RATE
+        if self.max_seconds < shortest:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}; one audio frame needs {shortest:g} s")
 
     @classmethod
     def from_directories(
@@ -75,14 +81,37 @@ class FeatureExtractor:
 
         A triplet with a picture or clip that nothing can be made of is set aside, with the reason.
         """
-        results: list = [_judged(triplet, receptive_field(self._speech_config)) for triplet in triplets]
-        for triplet, result in zip(triplets, results, strict=True):
-            if triplet.caption and not isinstance(result, Quarantine):
-                result["text_ids"] = np.asarray(self.tokenizer.encode(triplet.caption), np.int32)
+        results: list = [self._judged(triplet) for triplet in triplets]
         usable = [row for row, result in enumerate(results) if not isinstance(result, Quarantine)]
         self._images(triplets, [row for row in usable if triplets[row].image is not None], results)
         self._audio(triplets, [row for row in usable if triplets[row].audio is not None], results)
         return results
+
+    def _judged(self, triplet: Triplet) -> dict | Quarantine:
+        """The words of a triplet whose parts can all be used, else why not."""
+        try:
+            if triplet.image is not None:
+                check_image(triplet.image, triplet.id)
+                shape, scale = triplet.image.shape, self._scale(triplet.image.shape)
+                if min(shape[:2]) * scale < THINNEST:
+                    raise UnusableSampleError(
+                        triplet.id,
+                        "image",
+                        f"has {shape[1]} x {shape[0]} pixels: too thin, {min(shape[:2]) * scale:.0f} pixels"
+                        f" of at least {THINNEST} once it is resized",
+                    )
+            if triplet.audio is not None:
+                check_audio(triplet.audio, triplet.id, receptive_field(self._speech_config))
+            if not triplet.caption:
+                return {}
+            check_caption(triplet.caption, triplet.id)
+        except UnusableSampleError as error:
+            return Quarantine(str(error))
+        return {"text_ids": np.asarray(self.tokenizer.encode(triplet.caption), np.int32)}
+
+    def _scale(self, shape) -> float:
+        model = self.detector[1]
+        return faster_rcnn_pictures.scale(shape, model["min_side"], model["max_side"])
 
     @property
     def _speech_config(self) -> ConfigDict:
@@ -104,8 +133,9 @@ class FeatureExtractor:
             )
             by_canvas[tuple(-(-side // CANVAS) * CANVAS for side in resized[row].shape[:2])].append(row)
         for canvas, same in sorted(by_canvas.items()):
-            # The stem's output; res2's has as many numbers.
-            count = together(canvas[0] * canvas[1] * model["width"] * 4)
+            # The stem's output before and after its norm, and the overlaps of the proposals.
+            overlaps = 4 * model["proposals_before_nms"] ** 2
+            count = together(max(2 * canvas[0] * canvas[1] * model["width"], overlaps))
             for part in (same[start : start + count] for start in range(0, len(same), count)):
                 images = np.stack([faster_rcnn_pictures.in_corner(resized[row], *canvas) for row in part])
                 sizes = np.array([resized[row].shape[:2] for row in part])
@@ -146,18 +176,6 @@ class FeatureExtractor:
             features, counts = np.asarray(features), np.asarray(counts)
             for position, row in enumerate(part):
                 results[row]["audio_features"] = features[position, : counts[position]]
-
-
-def _judged(triplet: Triplet, shortest: int) -> dict | Quarantine:
-    """An empty result for a triplet whose picture and clip can be used, else why not."""
-    try:
-        if triplet.image is not None:
-            check_image(triplet.image, triplet.id)
-        if triplet.audio is not None:
-            check_audio(triplet.audio, triplet.id, shortest)
-    except UnusableSampleError as error:
-        return Quarantine(str(error))
-    return {}
 
 
 def together(size: int) -> int:

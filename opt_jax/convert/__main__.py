@@ -108,9 +108,14 @@ def run_import(kind: str, source: str, out: Path) -> None:
     if out.exists():
         raise SourceFileError(f"{out} exists; name a folder that is not there yet")
     path = found(source)
-    parameters, config = KINDS[kind](path)
+    try:
+        parameters, config = KINDS[kind](path)
+    except (ConversionError, SourceFileError):
+        raise
+    except (ValueError, IndexError, KeyError) as error:  # what tells the sizes is missing, or of another kind
+        raise SourceFileError(f"{path} (as {kind}): {error}") from error
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    weights = {file.name: _sha256(file) for file in files if file.suffix in WEIGHTS}
+    weights = {file.name: _sha256(file) for file in files if file.suffix in (*WEIGHTS, ".json")}
     made_of = {"source": source, "source_sha256": weights}
     save_frozen(out, unflatten_dict(parameters, sep="/"), config, made_of)
     for name, array in sorted(parameters.items()):

@@ -25,7 +25,7 @@ PREDICTOR = "roi_heads.box_predictor"
 def configuration(arrays: Mapping[str, np.ndarray]) -> ConfigDict:
     """The `model` part of a detector's configuration.
 
-    Raises: ValueError: an array that tells a size is missing.
+    Raises: ValueError: an array that tells a size is missing, or pixels are prepared as for another detector.
     """
     needed = {
         "stem": "backbone.stem.conv1.weight",
@@ -37,6 +37,13 @@ def configuration(arrays: Mapping[str, np.ndarray]) -> ConfigDict:
     missing = [name for name in needed.values() if name not in arrays]
     if missing:
         raise ValueError(f"there is no {', '.join(missing)}; is it a C4 detector in detectron2's names?")
+    bgr = {"pixel_mean": PIXEL_MEAN[::-1], "pixel_std": (1.0, 1.0, 1.0)}
+    for name, published_values in bgr.items():
+        if name in arrays and not np.allclose(arrays[name].ravel(), published_values, atol=0.01):
+            raise ValueError(
+                f"{name} is {arrays[name].ravel().tolist()}, the Visual Genome detector's {published_values}:"
+                " another detector, whose pooling and strides are not known here"
+            )
     size = {what: arrays[name].shape[0] for what, name in needed.items()}
     attributes = arrays.get(f"{PREDICTOR}.attr_score.weight")
     blocks = {stage: 0 for stage in ("res2", "res3", "res4", "res5")}

@@ -51,9 +51,17 @@ def read_arrays(source: Path) -> dict[str, np.ndarray]:
     }
     if source.suffix not in readers:
         raise SourceFileError(f"{source}: expected one of {', '.join(readers)}")
-    arrays = readers[source.suffix](source)
+    try:
+        arrays = readers[source.suffix](source)
+    except SourceFileError:
+        raise
+    except Exception as error:  # a foreign file may be anything inside
+        raise SourceFileError(f"{source} cannot be read: {_first_line(error)}") from error
     if not arrays:
         raise SourceFileError(f"{source}: there are no arrays in it")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise SourceFileError(f"{source}: {name} holds {array.dtype}, not numbers")
     return {name: _at_least_float32(array) for name, array in arrays.items()}
 
 
@@ -118,10 +126,13 @@ def _flat_arrays(content, path: Path) -> dict[str, np.ndarray]:
         if isinstance(value, np.ndarray):
             arrays[str(name)] = value
         elif hasattr(value, "detach"):
-            value = value.detach()
-            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-            arrays[str(name)] = value.cpu().numpy()
+            arrays[str(name)] = _numpy(value)
     return arrays
+
+
+def _numpy(tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).cpu().numpy()
 
 
 def _pickle(path: Path) -> dict[str, np.ndarray]:
@@ -132,11 +143,38 @@ def _pickle(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             content = _ArraysOnly(file, encoding="latin1").load()
-    except SourceFileError:
-        raise
+    except _NotAnArrayError as error:
+        raise SourceFileError(f"{path} names {error}; only arrays are loaded from a pickle") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise SourceFileError(f"{path} is no pickle of arrays, or damaged: {_first_line(error)}") from error
     return _flat_arrays(content, path)
+
+
+class _NotAnArrayError(pickle.UnpicklingError):
+    """A pickle names something else; the message says what."""
+
+
+class _Call:
+    """A function for a pickle to call, not to change: a pickle may set attributes on what it was given."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function):
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *arguments):
+        return self._function(*arguments)
+
+    def __setattr__(self, name, _):
+        raise pickle.UnpicklingError(f"it would set {name} on a function")
+
+    def __setstate__(self, _):
+        raise pickle.UnpicklingError("it would change a function")
+
+
+def _admitted(found):
+    """Classes of C cannot be changed; functions go in a shell that cannot."""
+    return found if isinstance(found, type) else _Call(found)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -144,12 +182,12 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module, name):
         if module in NUMPY_MODULES and name in NUMPY:
-            return super().find_class(module, name)
+            return _admitted(super().find_class(module, name))
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("_codecs", "encode"):  # how Python 2 wrote bytes
-            return _latin1
-        raise SourceFileError(f"the pickle names {module}.{name}; only arrays are loaded from a pickle")
+            return _Call(_latin1)
+        raise _NotAnArrayError(f"{module}.{name}")
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -172,8 +210,8 @@ class _ModuleShells(pickle.Unpickler):
     """Rebuilds tensors; modules, and whatever else a module holds, become shells."""
 
     def find_class(self, module, name):
-        if module == "torch._utils" and name in TENSORS or module == "torch" and name.endswith("Storage"):
-            return super().find_class(module, name)
+        if module == "torch._utils" and name in TENSORS:
+            return _Call(super().find_class(module, name))
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         return _Shell
@@ -201,7 +239,7 @@ def _module(path: Path) -> dict[str, np.ndarray]:
         for kind in ("_parameters", "_buffers"):
             for name, value in getattr(module, kind, {}).items():
                 if value is not None:
-                    arrays[prefix + name] = value.detach().numpy()
+                    arrays[prefix + name] = _numpy(value)
         for name, child in getattr(module, "_modules", {}).items():
             walk(child, f"{prefix}{name}.")
 

@@ -15,6 +15,9 @@ from scipy.signal import resample_poly
 MAX_PIXELS = 40_000_000
 MIN_SIDE = 8  # pixels; less holds nothing to see, and is most often a placeholder of a web page
 MAX_SECONDS = 3600
+MAX_NUMBERS = 1 << 28  # samples of all channels together
+RATES = (1_000, 400_000)  # samples a second
+LOUDEST = 1e6  # 16-bit numbers that nobody scaled stay far below
 SAMPLE_RATE = 16_000
 
 
@@ -27,8 +30,8 @@ class UnusableSampleError(ValueError):
 
 def check_image(image: np.ndarray, sample_id: str) -> None:
     """Raises UnusableSampleError unless `image` is uint8 [h, w, 3] with sides and area within the bounds."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} {list(image.shape)}"
+    if not _is(image, np.uint8, 3) or image.shape[2] != 3:
+        found = _described(image)
         raise UnusableSampleError(sample_id, "image", f"is {found}, expected uint8 [height, width, 3]")
     _check_sides(*image.shape[:2], sample_id)
 
@@ -49,8 +52,8 @@ def _check_sides(height: int, width: int, sample_id: str) -> None:
 
 def check_audio(audio: np.ndarray, sample_id: str, shortest: int = 1) -> None:
     """Raises UnusableSampleError unless `audio` is finite float32 [N] with N at least `shortest` samples."""
-    if audio.dtype != np.float32 or audio.ndim != 1:
-        found = f"{audio.dtype} {list(audio.shape)}"
+    if not _is(audio, np.float32, 1):
+        found = _described(audio)
         raise UnusableSampleError(sample_id, "audio", f"is {found}, expected float32 [samples]")
     if len(audio) < shortest:
         raise UnusableSampleError(
@@ -61,6 +64,28 @@ def check_audio(audio: np.ndarray, sample_id: str, shortest: int = 1) -> None:
     if not np.isfinite(audio).all():
         count = int((~np.isfinite(audio)).sum())
         raise UnusableSampleError(sample_id, "audio", f"has {count} samples that are not finite numbers")
+    if np.abs(audio).max() > LOUDEST:
+        raise UnusableSampleError(
+            sample_id, "audio", f"has samples up to {np.abs(audio).max():.0e}; samples lie between -1 and 1"
+        )
+
+
+def check_caption(caption: str, sample_id: str) -> None:
+    """Raises UnusableSampleError unless `caption` is text that can be written as UTF-8."""
+    if not isinstance(caption, str):
+        raise UnusableSampleError(sample_id, "caption", f"is {type(caption).__name__}, expected text")
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableSampleError(sample_id, "caption", f"is no valid Unicode: {error}") from error
+
+
+def _is(value, dtype, dimensions: int) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == dimensions
+
+
+def _described(value) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def decode_image(content: bytes, sample_id: str) -> np.ndarray:
@@ -74,6 +99,12 @@ def decode_image(content: bytes, sample_id: str) -> np.ndarray:
             picture = Image.open(io.BytesIO(content))
         _check_sides(picture.height, picture.width, sample_id)
         picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        elif picture.mode in ("I", "F"):
+            raise UnusableSampleError(
+                sample_id, "image", f"is of mode {picture.mode}, numbers without a known range; save 8 bits"
+            )
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -91,18 +122,26 @@ def decode_audio(content: bytes, sample_id: str) -> np.ndarray:
     """
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            seconds = file.frames / file.samplerate
+            rate, seconds = file.samplerate, file.frames / file.samplerate
             if seconds > MAX_SECONDS:
                 raise UnusableSampleError(
                     sample_id, "audio", f"is {seconds:.0f} s long, at most {MAX_SECONDS}; cut it"
                 )
-            rate, waveform = file.samplerate, file.read(dtype="float32", always_2d=True).mean(axis=1)
+            if not RATES[0] <= rate <= RATES[1]:
+                raise UnusableSampleError(
+                    sample_id, "audio", f"has {rate} samples a second, not {RATES[0]} to {RATES[1]}"
+                )
+            if file.frames * file.channels > MAX_NUMBERS:
+                raise UnusableSampleError(
+                    sample_id, "audio", f"has {file.channels} channels of {file.frames} samples; cut it"
+                )
+            waveform = file.read(dtype="float32", always_2d=True).mean(axis=1)
+        if rate != SAMPLE_RATE:
+            common = math.gcd(rate, SAMPLE_RATE)
+            waveform = resample_poly(waveform, SAMPLE_RATE // common, rate // common).astype(np.float32)
     except UnusableSampleError:
         raise
     except Exception as error:  # decoders raise all kinds on damaged files
         raise UnusableSampleError(sample_id, "audio", f"cannot be decoded: {error}") from error
-    if rate != SAMPLE_RATE:
-        common = math.gcd(rate, SAMPLE_RATE)
-        waveform = resample_poly(waveform, SAMPLE_RATE // common, rate // common).astype(np.float32)
     check_audio(waveform, sample_id)
     return waveform

@@ -163,7 +163,9 @@ class FasterRCNN(nn.Module):
             keep = box_ops.nms(boxes, scores, self.proposal_nms_threshold, valid)
             # The kept ones come first and stay in order of score.
             chosen = jnp.argsort(~keep, stable=True)[: self.proposals]
-            keep = keep[chosen]
+            missing = self.proposals - len(chosen)  # of a map with few anchors
+            chosen = jnp.pad(chosen, (0, missing))
+            keep = keep[chosen] & (jnp.arange(self.proposals) < self.proposals - missing)
             return jnp.where(keep[:, None], boxes[chosen], 0), keep
 
         return jax.vmap(one)(objectness, deltas, inside.reshape(objectness.shape), sizes)

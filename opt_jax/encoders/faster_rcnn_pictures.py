@@ -8,21 +8,32 @@ from PIL import Image
 from opt_jax.data.triplet import Source, Triplet
 
 
-def resized(image: np.ndarray, min_side: int, max_side: int) -> tuple[np.ndarray, float]:
-    """A picture uint8 [h, w, 3] whose shorter side is `min_side`, its shape kept, and the factor to it.
+def scale(shape, min_side: int, max_side: int) -> float:
+    """The factor that makes the shorter side of a picture [h, w, ...] `min_side`, or its longer side
+    `max_side` where that one would get longer; 1 for min_side 0."""
+    return min(min_side / min(shape[:2]), max_side / max(shape[:2])) if min_side else 1.0
 
-    Where the longer side would pass `max_side`, that one becomes `max_side` (Faster R-CNN, arXiv 1506.01497,
-    section 3.3; bilinear, sides rounded, as detectron2 does it). min_side 0: as it is.
+
+def resized(image: np.ndarray, min_side: int, max_side: int) -> tuple[np.ndarray, float]:
+    """A picture uint8 [h, w, 3] resized by `scale`, and that factor.
+
+    Faster R-CNN, arXiv 1506.01497, section 3.3; bilinear, and two steps of scaling in the order of
+    detectron2, whose rounding it shares.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"the picture must be uint8 [h, w, 3], found {image.dtype} {list(image.shape)}")
     if not min_side:
         return image, 1.0
-    scale = min(min_side / min(image.shape[:2]), max_side / max(image.shape[:2]))
-    height, width = (max(1, int(n * scale + 0.5)) for n in image.shape[:2])
+    factor = min_side / min(image.shape[:2])
+    sides = [n * factor if n > min(image.shape[:2]) else float(min_side) for n in image.shape[:2]]
+    if max(sides) > max_side:
+        factor = max_side / max(sides)
+        sides = [side * factor for side in sides]
+    height, width = (max(1, int(side + 0.5)) for side in sides)
     if (height, width) != image.shape[:2]:
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    return image, scale
+        small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(small), scale(image.shape, min_side, max_side)
+    return image, 1.0
 
 
 def in_corner(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -58,9 +69,9 @@ def detector_batch(
         objects = len(sample.boxes)
         if objects > max_objects:
             raise ValueError(f"sample {sample.id!r} has {objects} boxes, but max_objects is {max_objects}")
-        image, scale = resized(sample.image, min_side, max_side)
+        image, factor = resized(sample.image, min_side, max_side)
         batch["images"][row], batch["sizes"][row] = in_corner(image, max_side, max_side), image.shape[:2]
-        batch["boxes"][row, :objects] = sample.boxes * scale
+        batch["boxes"][row, :objects] = sample.boxes * factor
         batch["classes"][row, :objects] = sample.classes
     return batch
 

@@ -64,6 +64,10 @@ def test_a_bad_sample_costs_itself_alone(extractor):
             sample("empty", audio=clip(0, 0)),
             sample("short", picture(0), clip(0, 368)),
             sample("words"),
+            Triplet(id="signs", caption="a \ud800 ball", image=picture(0)),
+            sample("list", audio=[0.0] * 8000),
+            sample("loud", audio=clip(0) * np.float32(1e20)),
+            sample("line", np.zeros((8, 3000, 3), np.uint8)),
         ]
     )
     reasons = [result.reason if isinstance(result, Quarantine) else None for result in found]
@@ -72,12 +76,16 @@ def test_a_bad_sample_costs_itself_alone(extractor):
     assert reasons[2] == "sample 'nan': audio has 1 samples that are not finite numbers"
     assert reasons[3].startswith("sample 'empty': audio has 0 samples")
     assert reasons[4].startswith("sample 'short': audio has 368 samples (23 ms); one frame needs 400")
+    assert reasons[6].startswith("sample 'signs': caption is no valid Unicode")
+    assert reasons[7] == "sample 'list': audio is list, expected float32 [samples]"
+    assert reasons[8].startswith("sample 'loud': audio has samples up to")
+    assert reasons[9].startswith("sample 'line': image has 3000 x 8 pixels: too thin, 0 pixels")
     assert set(found[0]) >= {"text_ids", "region_features", "image_codes", "audio_features"}
     assert set(found[5]) == {"text_ids"}
 
 
 def test_a_sample_has_the_features_that_it_has_alone(extractor):
-    shapes = [(50, 60), (40, 70), (40, 64), (200, 60), (50, 60)]
+    shapes = [(50, 60), (40, 70), (40, 64), (150, 60), (50, 60)]
     samples = [sample(str(i), picture(i, *shape), clip(i, 3000 + 4000 * i)) for i, shape in enumerate(shapes)]
     together_ = extractor.extract(samples)
     for triplet, found in zip(samples, together_, strict=True):

@@ -276,3 +276,10 @@ def test_a_foreign_file_is_refused(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"fc.weight": np.zeros((2, 2))}))
     with pytest.raises(SystemExit, match="is it a C4 detector in detectron2's names"):
         main(["import", "--kind=faster_rcnn", f"--source={tmp_path / 'x.pkl'}", f"--out={tmp_path / 'out'}"])
+
+
+def test_another_detector_of_the_same_names_is_refused(tmp_path):
+    arrays = published() | {"pixel_mean": np.array([[[103.53]], [[116.28]], [[123.675]]], np.float32)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(arrays))
+    with pytest.raises(SystemExit, match=r"x.pkl \(as faster_rcnn\): pixel_mean is .*another detector"):
+        main(["import", "--kind=faster_rcnn", f"--source={tmp_path / 'x.pkl'}", f"--out={tmp_path / 'out'}"])

@@ -8,6 +8,7 @@ counts (44,549,160 and 60,192,808) less their classifier (2,049,000); the rest o
 import math
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs.encoders import dvae as dvae_config
 from configs.encoders import wav2vec2 as wav2vec2_config
@@ -36,7 +37,9 @@ def test_wav2vec2(size, name, expected):
 
 
 def test_discrete_vae():
-    shapes = dvae.shapes(dvae_config.get_config("published"))
+    config = dvae_config.get_config("published")
+    sizes = dict(image_size=config.image_size, code_grid=(32, 32))
+    shapes = dvae.shapes(ConfigDict(config.model.to_dict() | sizes))
     assert count({path: shape for path, shape in shapes.items() if path.startswith("encoder")}) == 53_786_240
     assert count({path: shape for path, shape in shapes.items() if path.startswith("decoder")}) == 43_829_766
 

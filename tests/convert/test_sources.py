@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from opt_jax.convert import sources
 from opt_jax.convert.sources import SourceFileError, read_arrays
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float16)}
@@ -75,9 +76,31 @@ def test_pickles_of_arrays(tmp_path, protocol):
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, name):
     canary = tmp_path / "canary"
     (tmp_path / name).write_bytes(pickle.dumps({"model": {"x": Canary(canary)}}))
-    with pytest.raises(SourceFileError, match=name if name == "m.bin" else "builtins.exec"):
+    with pytest.raises(SourceFileError, match=name if name == "m.bin" else "m.pkl names builtins.exec"):
         read_arrays(tmp_path / name)
     assert not canary.exists()
+
+
+def test_a_pickle_changes_nothing_here(tmp_path):
+    # BUILD with a pair of states sets attributes on whatever stands there, also on a function.
+    state = b"(N" + pickle.dumps({"__defaults__": ("z",)}, 2)[2:-1] + b"tb."
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x02c_codecs\nencode\n" + state)
+    with pytest.raises(SourceFileError, match="m.pkl is no pickle of arrays"):
+        read_arrays(tmp_path / "m.pkl")
+    assert sources._latin1.__defaults__ == ("latin1",)
+
+
+def test_what_is_no_array_of_numbers_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"x": np.array(["a", "b"])}))
+    with pytest.raises(SourceFileError, match="m.pkl: x holds <U1, not numbers"):
+        read_arrays(tmp_path / "m.pkl")
+    torch.save({"x": torch.eye(3).to_sparse()}, tmp_path / "m.pt")
+    with pytest.raises(SourceFileError, match="m.pt cannot be read"):
+        read_arrays(tmp_path / "m.pt")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    with pytest.raises(SourceFileError, match="index.json cannot be read"):
+        read_arrays(tmp_path / "model.safetensors.index.json")
 
 
 def test_a_saved_module_runs_nothing(tmp_path):

@@ -7,7 +7,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from opt_jax.data.decoding import UnusableSampleError, check_audio, check_image, decode_audio, decode_image
+from opt_jax.data.decoding import (
+    UnusableSampleError,
+    check_audio,
+    check_caption,
+    check_image,
+    decode_audio,
+    decode_image,
+)
 
 
 def file_of(image: Image.Image, kind="PNG", **options) -> bytes:
@@ -31,8 +38,8 @@ def test_palettes_grey_and_transparency_become_rgb():
     np.testing.assert_array_equal(decode_image(file_of(grey), "a"), np.full((9, 8, 3), 77))
     clear = Image.fromarray(np.zeros((8, 8, 4), np.uint8))
     assert (decode_image(file_of(clear), "a") == 255).all()
-    deep = Image.fromarray(np.full((8, 8), 1000, np.uint16))
-    assert decode_image(file_of(deep), "a").shape == (8, 8, 3)
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    np.testing.assert_array_equal(decode_image(file_of(Image.fromarray(ramp)), "a")[..., 0], ramp // 256)
 
 
 def test_a_picture_is_turned_as_its_exif_says():
@@ -50,6 +57,7 @@ def test_a_picture_is_turned_as_its_exif_says():
         (file_of(Image.new("RGB", (90, 90)))[:80], "cannot be decoded"),
         (b"<html>not found</html>", "cannot be decoded: cannot identify"),
         (b"", "cannot be decoded"),
+        (file_of(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "is of mode F"),
     ],
 )
 def test_pictures_that_are_refused(content, reason):
@@ -77,6 +85,8 @@ def test_sound_of_any_rate_and_channels():
         ),
         (sound(np.zeros(1000), 16_000, "FLAC")[:20], "cannot be decoded"),
         (sound(np.zeros(4000), 1), "is 4000 s long, at most 3600"),
+        (sound(np.zeros(400), 1_000_000_007), "has 1000000007 samples a second"),
+        (sound(np.full(400, 1e30), 16_000, subtype="FLOAT"), "has samples up to 1e.30"),
     ],
 )
 def test_recordings_that_are_refused(content, reason):
@@ -89,5 +99,11 @@ def test_arrays_of_another_kind_are_refused():
         check_image(np.zeros((8, 8, 3)), "a")
     with pytest.raises(UnusableSampleError, match=r"audio is float32 \[2, 9\], expected float32 \[samples\]"):
         check_audio(np.zeros((2, 9), np.float32), "a")
+    with pytest.raises(UnusableSampleError, match=r"audio is list, expected float32"):
+        check_audio([0.0], "a")
+    with pytest.raises(UnusableSampleError, match=r"caption is bytes, expected text"):
+        check_caption(b"a ball", "a")
+    with pytest.raises(UnusableSampleError, match=r"caption is no valid Unicode"):
+        check_caption("a \ud800 ball", "a")
     with pytest.raises(UnusableSampleError, match=r"has 368 samples \(23 ms\); one frame needs 400"):
         check_audio(np.zeros(368, np.float32), "a", shortest=400)

@@ -29,9 +29,18 @@ def _config() -> ConfigDict:
     config = get_config("tiny")
     config.max_objects = 2
     config.model.update(
-        min_side=_SIDE, max_side=_SIDE,
-        num_classes=2, width=8, head_width=8, rpn_width=16, anchor_sizes=(12.0,), pooled_size=4, proposals=12,
-        proposals_before_nms=16, max_regions=4, min_regions=1,
+        min_side=_SIDE,
+        max_side=_SIDE,
+        num_classes=2,
+        width=8,
+        head_width=8,
+        rpn_width=16,
+        anchor_sizes=(12.0,),
+        pooled_size=4,
+        proposals=12,
+        proposals_before_nms=16,
+        max_regions=4,
+        min_regions=1,
     )
     config.sampling.update(anchors=16, regions=10)
     config.train.update(steps=60, batch_size=8, warmup_steps=5, learning_rate=5e-3, log_every=30)
@@ -267,7 +276,8 @@ def test_batches_are_a_function_of_the_step():
 
 
 @pytest.mark.parametrize(
-    "size, expected", [((10, 20), (20, 40)), ((20, 30), (27, 40)), ((30, 30), (30, 30)), ((300, 4), (40, 1))]
+    "size, expected",
+    [((10, 20), (20, 40)), ((20, 30), (27, 40)), ((30, 30), (30, 30)), ((300, 4), (40, 1))],
 )
 def test_resizing_by_the_shorter_side_unless_the_longer_gets_too_long(size, expected):
     image, scale = resized(np.full((*size, 3), 200, np.uint8), 30, 40)
@@ -275,6 +285,12 @@ def test_resizing_by_the_shorter_side_unless_the_longer_gets_too_long(size, expe
     canvas = in_corner(image, 40, 40)
     assert np.all(canvas[: expected[0], : expected[1]] == 200)
     assert canvas.sum() == 200 * 3 * expected[0] * expected[1]
+
+
+def test_sides_are_rounded_as_detectron2_rounds_them():
+    # 600 / 191 * 400 and then back to 1,000 gives 477.49999 for 191 and not 477.5.
+    image, _ = resized(np.zeros((191, 400, 3), np.uint8), 600, 1000)
+    assert image.shape == (477, 1000, 3)
 
 
 def test_every_config_builds():
