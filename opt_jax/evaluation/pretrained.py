@@ -18,6 +18,7 @@ from opt_jax.evaluation.retrieval import (
     debias,
     equal_captions,
     mutual_information,
+    ranks,
     recall_at_k,
     rerank,
     top_k,
@@ -77,38 +78,59 @@ def best_weights(model: Model, batches, rerank_top: int) -> dict[str, dict[str, 
     """For each direction the weights that rank best (R@1, then R@5) on validation pools.
 
     First those of information and alignment, then that of matching in re-ranking the first `rerank_top` of
-    their sum; 0 leaves a scorer out.
+    their sum. Simpler is kept unless more is clearly better (R@1, by over one paired standard error):
+    information alone, no re-ranking, and for a text with speech the ranking by the text. No weights at all
+    mean the last; 0 leaves a scorer out.
     """
-    scored = [(batch, pool_scores(model, batch), _correct(batch)) for batch in batches]
-    chosen = {}
-    for direction in DIRECTIONS:
-        names = scored[0][1][direction]
+    scored, correct = [pool_scores(model, batch) for batch in batches], [_correct(batch) for batch in batches]
+    chosen, ranked = {}, {}
+    for direction, (queries, _) in DIRECTIONS.items():
+        names = scored[0][direction]
         options = [{"information": 1.0}]
         if "text_alignment" in names:
             alignments = [{"alignment": share, "text_alignment": 1 - share} for share in SHARES]
         else:
             alignments = [{"alignment": 1.0}] if "alignment" in names else []
         options += [part | {"information": weight} for part in alignments for weight in WEIGHTS]
-        totals = [[combined(scores[direction], weights) for _, scores, _ in scored] for weights in options]
-        best = max(range(len(options)), key=lambda i, totals=totals: _quality(totals[i], scored))
+        totals = {
+            i: [combined(scores[direction], weights) for scores in scored]
+            for i, weights in enumerate(options)
+        }
+        best = clearly_best(totals, 0, correct)
         weights, total = options[best], totals[best]
         if rerank_top:
             tops = [
                 matching_top(model, batch, direction, scores, rerank_top)
-                for (batch, *_), scores in zip(scored, total, strict=True)
+                for batch, scores in zip(batches, total, strict=True)
             ]
             reranked = {
                 weight: [reordered(x, *top, weight) for x, top in zip(total, tops, strict=True)]
                 for weight in (0.0, *WEIGHTS[1:])
             }
-            weights = weights | {"matching": max(reranked, key=lambda w, r=reranked: _quality(r[w], scored))}
-        chosen[direction] = weights
+            matching = clearly_best(reranked, 0.0, correct)
+            weights, total = weights | {"matching": matching}, reranked[matching]
+        if len(queries) > 1:
+            both_and_text = {"both": total, "text": ranked["text_to_image"]}
+            if clearly_best(both_and_text, "text", correct) == "text":
+                weights, total = {}, ranked["text_to_image"]
+        chosen[direction], ranked[direction] = weights, total
     return chosen
 
 
-def _quality(totals, scored) -> list[float]:
-    recalls = [recall_at_k(total, correct) for total, (*_, correct) in zip(totals, scored, strict=True)]
-    return [float(np.mean([recall[k] for recall in recalls])) for k in ("R@1", "R@5")]
+def clearly_best(totals: dict, simple, correct: list[np.ndarray]):
+    """The key of the pools [P, P] in `totals` that rank best, or `simple` where its R@1 is not lower by more
+    than one standard error of the difference, paired over the queries."""
+
+    def quality(key):
+        recalls = [recall_at_k(total, truth) for total, truth in zip(totals[key], correct, strict=True)]
+        return [float(np.mean([recall[k] for recall in recalls])) for k in ("R@1", "R@5")]
+
+    def found(key):
+        return np.concatenate([ranks(x, truth) == 0 for x, truth in zip(totals[key], correct, strict=True)])
+
+    best = max(totals, key=quality)
+    gain = found(best).astype(np.float64) - found(simple)
+    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else simple
 
 
 def matching_top(model: Model, batch, direction: str, total: np.ndarray, number: int):
@@ -137,7 +159,8 @@ def retrieval(
     looking at.
 
     `retrieval/` is the sum of information and alignment with `weights`; where matching has a weight, the best
-    `rerank_top` items are put in the order of the sum with it. `retrieval_likelihood/` is the log-likelihood
+    `rerank_top` items are put in the order of the sum with it; without weights a text with speech ranks as
+    the text. `retrieval_likelihood/` is the log-likelihood
     of the text minus its mean over the queries. `retrieval_information_alone/image_to_text` takes how likely
     a text is at all from the pictures of the batches `others`, if there are any, and not from the other
     queries: what one picture alone could be asked. `retrieval_matching/` scores all pairs of the first
@@ -161,7 +184,7 @@ def retrieval(
                     note(f"retrieval_{scorer}", direction, found[scorer], correct)
             chosen = dict(weights[direction])
             matching = chosen.pop("matching", 0.0)
-            total = combined(found, chosen)
+            total = combined(found, chosen) if chosen else best[-1]["text_to_image"]
             if matching:
                 total = reordered(total, *matching_top(model, batch, direction, total, rerank_top), matching)
             note("retrieval", direction, total, correct)

@@ -16,7 +16,7 @@ from opt_jax.evaluation.retrieval import top_k
 from opt_jax.evaluation.scorers import Model
 
 # Raised with every change of what a figure means; a run evaluated before that is refused, not kept.
-EVALUATION_VERSION = 3
+EVALUATION_VERSION = 4
 WRITTEN = {"audio": (False, False, True), "image": (False, True, False), "image_audio": (False, True, True)}
 
 
@@ -101,7 +101,8 @@ def evaluate(
     examples = Examples(directory, sources["test"])
     for direction, (queries, item) in pretrained.DIRECTIONS.items():
         scores = best[0][direction]
-        reranked = weights[direction].get("matching")  # then what is left of the scores is an order
+        # Once re-ranked, what is left of the scores is an order.
+        reranked = (weights[direction] or weights["text_to_image"]).get("matching")
         for query in range(min(settings.examples, size)):
             items = top_k(scores[query : query + 1], 5)[0]
             examples.retrieval(
@@ -135,7 +136,10 @@ def describe(weights: dict, rerank_top: int, on_validation: bool) -> str:
     """The combined scorer in words."""
     parts = [
         f"{direction.replace('_', ' ')}: "
-        + " + ".join(f"{weight:g} {name.replace('_', ' ')}" for name, weight in chosen.items() if weight)
+        + (
+            " + ".join(f"{weight:g} {name.replace('_', ' ')}" for name, weight in chosen.items() if weight)
+            or "as text to image"
+        )
         for direction, chosen in weights.items()
     ]
     where = "on validation" if on_validation else "on the first test pool, for want of validation triplets"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.pretrained import clearly_best
 from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics, uncorrupted
 from opt_jax.models.opt import OPT, Sizes
@@ -141,7 +142,8 @@ def test_weights_and_recall_follow_the_scorer_that_knows(batch):
     weights = pretrained.best_weights(Known(), [batch], rerank_top=2)
     assert weights["image_to_text"]["information"] > 0
     assert weights["text_to_audio"]["alignment"] == 1.0
-    assert all(chosen["matching"] == 0.0 for chosen in weights.values())
+    assert weights["text_audio_to_image"] == {}  # speech tells nothing here: the text ranks alone
+    assert all(chosen.get("matching", 0.0) == 0.0 for chosen in weights.values())
     others = [batch]
     results, best = pretrained.retrieval(Known(), [batch], weights, others, matching_pools=1, rerank_top=2)
     for direction in ("image_to_text", "text_to_image", "text_to_audio", "audio_to_text"):
@@ -152,3 +154,38 @@ def test_weights_and_recall_follow_the_scorer_that_knows(batch):
     assert results["retrieval_alignment/image_to_text/R@1"] == 0.0  # ties count against the model
     assert results["retrieval_matching/text_to_image/R@1"] == 0.0
     assert results["retrieval_information/audio_to_text/R@1"] == 0.0
+
+
+class Speaking(Known):
+    """Only the speech finds pictures."""
+
+    def likelihood(self, batch, source):
+        return np.zeros((P, P))
+
+    def embeddings(self, batch):
+        return {"text": np.zeros((P, P)), "audio": np.eye(P), "image": np.eye(P)}
+
+
+def test_speech_that_finds_pictures_is_used_beside_the_text(batch):
+    weights = pretrained.best_weights(Speaking(), [batch], rerank_top=2)
+    assert weights["text_audio_to_image"]["alignment"] > 0
+    options = {"matching_pools": 1, "rerank_top": 2}
+    results, _ = pretrained.retrieval(Speaking(), [batch], weights, [], **options)
+    assert results["retrieval/text_audio_to_image/R@1"] == 100.0
+    assert results["retrieval/text_to_image/R@1"] == 0.0
+    weights["text_audio_to_image"] = {}
+    results, best = pretrained.retrieval(Speaking(), [batch], weights, [], **options)
+    assert results["retrieval/text_audio_to_image/R@1"] == 0.0
+    np.testing.assert_array_equal(best[0]["text_audio_to_image"], best[0]["text_to_image"])
+
+
+def test_the_simple_ranking_stays_unless_another_is_clearly_better():
+    def pools(*found):
+        """One pool in which the queries named find their item."""
+        return [np.where(np.eye(6), [[1.0 if query in found else -1.0] for query in range(6)], 0.0)]
+
+    correct = [np.eye(6, dtype=bool)]
+    assert clearly_best({"simple": pools(0, 1), "more": pools(0, 1, 2, 3)}, "simple", correct) == "more"
+    # Two found for one lost: a gain of 1/6, its standard error 0.28.
+    assert clearly_best({"simple": pools(0, 1), "more": pools(0, 2, 3)}, "simple", correct) == "simple"
+    assert clearly_best({"simple": pools(0, 1), "more": pools(0, 1)}, "simple", correct) == "simple"
