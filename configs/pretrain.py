@@ -12,6 +12,7 @@ chooses another variant and overrides a field:
 
     tiny        4 layers, 192 wide; two cores
     small       the same model on three times the data, with more steps; two cores, an hour and a quarter
+    manifest    the same model on data of your own: --config.data.manifest=SOURCE (opt_jax/data/sources.py)
     base_paper  the paper's model and schedule, as far as the paper tells them
     base        the same size with this project's changes: norms first, alignment layers, contrast,
                 neighbouring frames
@@ -42,6 +43,13 @@ TINY = dict(
 VARIANTS = {
     "tiny": TINY,
     "small": TINY | dict(train=TINY["train"] | dict(steps=8000, warmup_steps=300)),
+    "manifest": TINY
+    | dict(
+        text_positions=32,
+        regions=64,
+        buckets=dict(text_lengths=(8, 16, 32), audio_lengths=(20, 32, 64)),
+        placeholder_lengths=dict(text=6, image=24, audio=20),
+    ),
     "base_paper": dict(
         # 12 layers, 768 wide, 12 heads, norms after each block [paper]; decoders of 6 layers, 8 heads [port].
         model=dict(hidden_size=768, num_layers=12, num_heads=12, num_alignment_layers=0, pre_norm=False),
@@ -81,7 +89,8 @@ VARIANTS = {
 def get_config(variant: str = "tiny") -> ConfigDict:
     """The configuration of a variant; all variants have the same fields."""
     v = choose(variant, VARIANTS)
-    paper, embedded = variant == "base_paper", variant in ("tiny", "small")
+    own, embedded = variant == "manifest", variant in ("tiny", "small")
+    paper, little = variant == "base_paper", own or embedded
     config = ConfigDict()
     config.variant = variant
     config.workdir = f"runs/{variant}"
@@ -93,7 +102,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     # --- data -------------------------------------------------------------------------------------
     config.data = ConfigDict()
-    config.data.source = "spoken_scenes"
+    config.data.source = "manifest" if own else "spoken_scenes"
+    config.data.manifest = ""  # where source is 'manifest': see opt_jax/data/sources.py
     config.data.spoken_scenes = ConfigDict(
         dict(train=24_000 if variant == "small" else 8000, validation=300, test=500)
         | dict(image_size=128, max_objects=5, shard_size=500)
@@ -103,10 +113,14 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     # They go with the data, not with the size of the model: Spoken Scenes needs no more than these. A
     # directory in `pretrained` (model.safetensors, model.sha256, config.json) replaces the training.
     config.encoders = ConfigDict()
+    config.encoders.regions = "grid" if own else "detector"  # 'grid': cells of the dVAE's last map
     config.encoders.tokenizer = ConfigDict(dict(kind="train", vocab_size=400, name="bert-base-uncased"))
     for name in ("detector", "wav2vec2", "dvae"):
         config.encoders[name] = load(ENCODERS / f"{name}.py", "tiny")
         config.encoders[name].pretrained = ""
+    if own:  # people, not a synthesizer, and perhaps few of them
+        config.encoders.wav2vec2.batches.bucket_seconds = (1.7, 3.1, 5.0)
+        config.encoders.wav2vec2.ctc.train.steps = 1200
     # Costs minutes that `tiny` has not: what CTC reaches without the self-supervised half, for comparison.
     config.encoders.wav2vec2.ctc.compare_scratch = variant == "small"
 
@@ -114,6 +128,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.cache = ConfigDict()
     config.cache.dtype = "float16"
     config.cache.examples_per_shard = 500
+    config.cache.processes = 1  # that extract; each loads the encoders, so one is best on one accelerator
     config.cache.audio_stack = 4  # wav2vec 2.0's 50 frames a second make 12.5 positions
     config.cache.max_audio_positions = v["audio_positions"]  # longer speech is cut, and counted
     config.cache.max_regions = v["regions"]
@@ -159,7 +174,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         | dict(contrastive=0.0 if paper else 1.0)  # this project's addition
         # Of a batch of 32 some 2 rows have masked words, 2 masked regions, 2 masked frames. At weight 1 the
         # gradients of these three (norms 10, 9, 15, mostly noise) drown all others (1 to 3).
-        | (dict(mlm=0.2, mrc=0.1, macl=0.05) if embedded else {})
+        | (dict(mlm=0.2, mrc=0.1, macl=0.05) if little else {})
+        | (dict(mrc=0.0) if own else {})  # cells of a grid have no classes
     )
     # Of every 3 or 4 rows so many are corrupted at token, modality and sample level.
     config.objectives.rows = ConfigDict(
@@ -168,15 +184,15 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.objectives.mask_probability = 0.15  # [paper]
     # 0.3 each [paper]. Small runs drop the text more often: what is to be written is learned slowest.
     config.objectives.modality_drop_probability = ConfigDict(
-        dict(text=0.7, image=0.4, audio=0.4) if embedded else dict(text=0.3, image=0.3, audio=0.3)
+        dict(text=0.7, image=0.4, audio=0.4) if little else dict(text=0.3, image=0.3, audio=0.3)
     )
     config.objectives.dropped_as_absent = 0.5  # else as a fixed number of mask tokens:
     config.objectives.placeholder_lengths = ConfigDict(v["placeholder_lengths"])
     config.objectives.sample_drop_probability = 0.5  # a matching row loses a modality: pairs are learned too
     config.objectives.macl_temperature = 0.1  # [port]; with the paper's 1 the loss cannot fall below 2.2
-    config.objectives.label_smoothing = 0.0 if embedded else 0.1  # 0.1 [port]
+    config.objectives.label_smoothing = 0.0 if little else 0.1  # 0.1 [port]
     # Share of the replacements in matching that are drawn by similarity.
-    config.objectives.hard_negative_fraction = 0.0 if paper else 0.2 if embedded else 0.5
+    config.objectives.hard_negative_fraction = 0.0 if paper else 0.2 if little else 0.5
     config.objectives.hard_negative_temperature = 0.1
 
     # --- training ---------------------------------------------------------------------------------
@@ -229,6 +245,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     # Minutes of each stage on a quiet machine with two cores, and seconds of a pre-training step; 0: not
     # measured.
     minutes = dict(data=0.6, tokenizer=0.1, detector=1.9, wav2vec2=4.3, dvae=1.6, cache=1.9)
+    if own:
+        minutes = dict.fromkeys(minutes, 0.0)  # they depend on the data
     if variant == "small":
         minutes |= dict(data=1.8, wav2vec2=7.3, cache=5.5)
     minutes["evaluation"] = 3.5 if embedded else 0.0

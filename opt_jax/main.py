@@ -121,7 +121,9 @@ def start_processes(distributed: ConfigDict) -> None:
 
 def keep_compiled_programs(workdir: Path) -> None:
     """A second run, or a resumed one, reads its programs instead of compiling them."""
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    directory = str(workdir.absolute() / "compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory  # for the processes that build caches
+    jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

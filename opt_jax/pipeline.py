@@ -9,6 +9,7 @@ workdir/data -> workdir/encoders/{tokenizer,detector,wav2vec2,dvae} -> workdir/c
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -16,13 +17,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from opt_jax.cache.build import build_cache
-from opt_jax.cache.extractor import FeatureExtractor
+from opt_jax.cache.builder import build_cache
+from opt_jax.cache.extraction import Extraction
 from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.convert.uniter import for_standardised_regions
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader, LoaderConfig
+from opt_jax.data.sources import open_splits
 from opt_jax.encoders.dvae_training import train_dvae
 from opt_jax.encoders.faster_rcnn_training import train_detector
 from opt_jax.encoders.frozen import digest, load_frozen
@@ -56,7 +58,13 @@ def run(config, workdir) -> dict:
 
 
 def make_sources(config, workdir: Path) -> dict:
-    """The raw triplets by split; Spoken Scenes are generated."""
+    """The raw triplets by split; Spoken Scenes are generated, others are opened where they are."""
+    if config.data.source == "manifest":
+        sources = open_splits(config.data.manifest)
+        counts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
+        classes = len(sources["train"].class_names)
+        print(f"data: {config.data.manifest}: {counts} rows, {classes} classes", flush=True)
+        return sources
     settings = spoken_scenes.default_config()
     settings.update(config.data.spoken_scenes)
     directory = workdir / "data"
@@ -80,7 +88,8 @@ def make_tokenizer(config, workdir: Path, sources: dict):
     source, directory = sources["train"], workdir / "encoders" / "tokenizer"
 
     def build(path):
-        train_tokenizer((source.caption(i) for i in range(len(source))), settings.vocab_size, path)
+        captions = (source.caption(i) for i in range(len(source)))
+        train_tokenizer((caption for caption in captions if caption), settings.vocab_size, path)
 
     inputs = {"data": source.fingerprint(), "vocab_size": settings.vocab_size}
     run_stage("encoders/tokenizer", directory, inputs, build, collective=False)
@@ -92,7 +101,7 @@ def make_encoders(config, workdir: Path, sources: dict) -> dict[str, Path]:
     recipes = {"detector": train_detector, "wav2vec2": train_wav2vec2, "dvae": train_dvae}
     data = {split: sources[split].fingerprint() for split in ("train", "validation")}
     directories = {}
-    for name in ENCODERS:
+    for name in encoder_names(config, sources["train"].modalities):
         settings = config.encoders[name]
         if settings.pretrained:
             directories[name] = Path(settings.pretrained)
@@ -110,39 +119,44 @@ def make_encoders(config, workdir: Path, sources: dict) -> dict[str, Path]:
     return directories
 
 
+def encoder_names(config, modalities) -> list[str]:
+    """The encoders that a run uses: a grid needs no detector, and data without speech no wav2vec 2.0."""
+    names = list(ENCODERS)
+    if config.encoders.regions != "detector":
+        names.remove("detector")
+    if "audio" not in modalities and not config.encoders.wav2vec2.pretrained:
+        names.remove("wav2vec2")
+    return names
+
+
 def make_caches(
     config, workdir: Path, sources: dict, tokenizer, encoders: dict[str, Path]
 ) -> dict[str, FeatureCache]:
     """The features of every split, opened with the fingerprint that this configuration asks for."""
     # wav2vec 2.0 makes 50 frames a second.
     max_seconds = config.cache.max_audio_positions * config.cache.audio_stack / 50
-    speech = ConfigDict(load_frozen(encoders["wav2vec2"])[1])
-    max_frames = int(frame_count(int(max_seconds * SAMPLE_RATE), speech))
-    paths = [encoders[name] for name in ENCODERS]
-    codes = np.prod(load_frozen(encoders["dvae"])[1]["code_grid"])
-    caches, extractor = {}, None
+    max_frames = 1
+    if "wav2vec2" in encoders:
+        speech = ConfigDict(load_frozen(encoders["wav2vec2"])[1])
+        max_frames = int(frame_count(int(max_seconds * SAMPLE_RATE), speech))
+    paths = [encoders.get(name) for name in ENCODERS]
+    extraction = Extraction(*paths, tokenizer, max_seconds, config.cache.dtype)
+    caches = {}
     for split in SPLITS:
         directory = workdir / "cache" / split
         source = sources[split]
-        fingerprint = {
-            "source": source.fingerprint(),
-            "extractor": FeatureExtractor.fingerprint(*paths, tokenizer, max_seconds),
-            "dtype": config.cache.dtype,
-        }
+        fingerprint = extraction.fingerprint(source)
 
         def build(path, split=split, source=source, fingerprint=fingerprint):
-            nonlocal extractor
-            extractor = extractor or FeatureExtractor.from_directories(*paths, tokenizer, max_seconds)
-            schema = extractor.schema(int(codes), config.cache.dtype)
-            size = config.cache.examples_per_shard
             manifest = build_cache(
                 source,
-                extractor,
+                extraction,
                 path / "features",
                 fingerprint,
                 split=split,
-                schema=schema,
-                examples_per_shard=size,
+                schema=extraction.schema(),
+                examples_per_shard=config.cache.examples_per_shard,
+                processes=config.cache.processes,
             )
             return {"rows": manifest.num_rows, "quarantined": manifest.num_quarantined}
 
@@ -164,18 +178,26 @@ def make_caches(
     return caches
 
 
-def make_loader(config, cache: FeatureCache, *, whole: bool = False) -> Loader:
+def make_loader(
+    config, cache: FeatureCache, max_regions: int, *, weights=None, whole: bool = False
+) -> Loader:
     """The loader of one split: this process's rows of each batch, or the whole batches."""
     settings = LoaderConfig(
         batch_size=config.train.batch_size,
         buckets=tuple(zip(config.loader.text_lengths, config.loader.audio_lengths, strict=True)),
         audio_stack=config.cache.audio_stack,
-        max_regions=config.cache.max_regions,
+        max_regions=max_regions,
         seed=config.seed,
         workers=config.loader.workers,
     )
     index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
     return Loader(cache, settings, process_index=index, process_count=count)
+
+
+def region_positions(config, caches: Mapping[str, FeatureCache]) -> int:
+    """Regions in a batch: config.cache.max_regions, or fewer where no training picture has as many."""
+    most = int(caches["train"].region_counts.max(initial=0))
+    return max(min(config.cache.max_regions, most), config.objectives.placeholder_lengths.image)
 
 
 def build_model(config, cache: FeatureCache, tokenizer, num_codes: int) -> tuple[OPT, Statistics]:
@@ -203,7 +225,8 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
     codes = load_frozen(encoders["dvae"])[1]["vocab_size"]
     model, statistics = build_model(config, caches["train"], tokenizer, codes)
     task = pretraining_task(model, statistics, corruption_settings(config, tokenizer), config.objectives)
-    loader = make_loader(config, caches["train"])
+    regions = region_positions(config, caches)
+    loader = make_loader(config, caches["train"], regions)
     print(
         "pre-training batches:",
         ", ".join(f"{name} {value:.4g}" for name, value in loader.report().items()),
@@ -217,7 +240,7 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         "objectives": config.objectives.to_dict(),
         "loader": without(config.loader.to_dict(), "workers"),
         "audio_stack": config.cache.audio_stack,
-        "max_regions": config.cache.max_regions,
+        "max_regions": regions,
     }
     initial = None
     if config.initial_parameters:
@@ -226,7 +249,7 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         inputs["initial_parameters"] = digest(config.initial_parameters)
     validation = None
     if config.train.validate_every:
-        held_out = make_loader(config, caches["validation"])
+        held_out = make_loader(config, caches["validation"], regions)
         size = config.train.batch_size
         rows = range(len(held_out.cache) // size * size)
         if not rows:
@@ -263,7 +286,8 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
     if jax.process_count() > 1:
         # One process evaluates, so it needs every shard of the parameters.
         params = multihost_utils.process_allgather(params, tiled=True)
-    loaders = {split: make_loader(config, cache, whole=True) for split, cache in caches.items()}
+    regions = region_positions(config, caches)
+    loaders = {split: make_loader(config, cache, regions, whole=True) for split, cache in caches.items()}
 
     def build(path):
         scorers = Model(model, params, statistics)
@@ -274,19 +298,19 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
         "version": EVALUATION_VERSION,
         "caches": {split: cache.manifest.digest for split, cache in caches.items()},
         "parameters": parameters_digest(params),
-        "max_regions": config.cache.max_regions,
+        "max_regions": regions,
     }
     results = run_stage("evaluation", workdir / "evaluation", inputs, build, collective=False)
     if jax.process_index():
         return results
     # Lost where the training was killed outright.
     results["seconds/pretrain"] = (read_record(workdir / SECONDS) or {"seconds": 0.0})["seconds"]
-    encoder_stages = [f"encoders/{name}" for name in ("tokenizer", *ENCODERS)]
+    encoder_stages = [f"encoders/{name}" for name in ("tokenizer", *encoders)]
     for stage in ("data", *encoder_stages, *(f"cache/{split}" for split in SPLITS), "evaluation"):
         path = workdir / stage / "stage.json"
         if path.exists():
             results[f"seconds/{stage}"] = json.loads(path.read_text())["seconds"]
-    for name in ENCODERS:
+    for name in encoders:
         path = encoders[name] / "metrics.json"  # an encoder made elsewhere may have none
         metrics = json.loads(path.read_text()) if path.exists() else {}
         results |= {

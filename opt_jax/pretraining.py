@@ -127,8 +127,9 @@ def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: 
             hidden = ~(row["fused"] & row["clean"])  # accuracy of what the decoder could not simply copy
             out["dtr_accuracy"] = accuracy(logits, targets, weight & hidden[:, :1])
         if "dir" in weights:
-            codes = row["image_codes"]
-            weight = jnp.broadcast_to(row["present"][:, 1:2], codes.shape)
+            # Regions that came ready, without pixels, have no codes (-1).
+            weight = row["present"][:, 1:2] & (row["image_codes"] >= 0)
+            codes = jnp.maximum(row["image_codes"], 0)
             logits = apply("image_logits", codes, apply("image_memory", x), x_valid, key=keys[4])
             out["dir"] = cross_entropy(logits, codes, weight, objectives.label_smoothing)
             hidden = ~(row["fused"] & row["clean"])

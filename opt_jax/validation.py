@@ -14,7 +14,7 @@ from opt_jax.encoders.validation import check_batches, check_encoders
 from opt_jax.stages import DONE
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-SOURCES = ("spoken_scenes",)
+SOURCES = ("spoken_scenes", "manifest")
 
 
 def validate(config: ConfigDict, num_devices: int | None = None) -> None:
@@ -40,6 +40,8 @@ def _data(config) -> Iterator[str]:
     yield from not_negative(config, "seed")
     scenes = ("train", "validation", "test", "image_size", "max_objects", "shard_size")
     yield from positive(config, *(f"data.spoken_scenes.{field}" for field in scenes))
+    if config.data.source == "manifest" and not config.data.manifest:
+        yield "config.data.manifest is empty; name your data: --config.data.manifest=data/mine"
     made = (Path(config.workdir) / "data" / DONE).exists()
     if config.data.source == "spoken_scenes" and not made and not importlib.util.find_spec("espeakng_loader"):
         yield "config.data.source 'spoken_scenes' needs a speech synthesizer: pip install -e '.[demo]'"
@@ -65,7 +67,7 @@ def _initial(config) -> Iterator[str]:
 def _lengths(config) -> Iterator[str]:
     cache, loader, model = config.cache, config.loader, config.model
     yield from one_of(config, "cache.dtype", ("float16", "bfloat16"))
-    sizes = ("examples_per_shard", "audio_stack", "max_audio_positions", "max_regions")
+    sizes = ("examples_per_shard", "processes", "audio_stack", "max_audio_positions", "max_regions")
     yield from positive(config, *(f"cache.{field}" for field in sizes))
     yield from not_negative(config, "loader.workers")
     for kind in ("text", "audio"):

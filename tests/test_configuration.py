@@ -40,7 +40,8 @@ def test_configurations_load_from_any_directory(tmp_path, monkeypatch):
 
 
 def test_unknown_variants_and_files_are_named():
-    with pytest.raises(ConfigError, match="did you mean 'base'.*tiny, small, base_paper, base, large"):
+    names = "tiny, small, manifest, base_paper, base, large"
+    with pytest.raises(ConfigError, match=f"did you mean 'base'.*{names}"):
         load(PRETRAIN, "bases")
     with pytest.raises(ConfigError, match="no configuration file .*pretrian.py.*did you mean .*pretrain.py"):
         load(PRETRAIN.with_name("pretrian.py"))

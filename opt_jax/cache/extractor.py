@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from opt_jax.cache.schema import Quarantine, Schema
 from opt_jax.data.decoding import UnusableSampleError, check_audio, check_caption, check_image
-from opt_jax.data.triplet import Triplet
-from opt_jax.encoders import dvae, faster_rcnn, faster_rcnn_pictures
+from opt_jax.data.triplet import Regions, Triplet
+from opt_jax.encoders import dvae, faster_rcnn, faster_rcnn_pictures, grid
 from opt_jax.encoders.dvae_pictures import fit_square
 from opt_jax.encoders.frozen import digest, load_frozen
 from opt_jax.encoders.tokenizer import Tokenizer
@@ -28,36 +28,45 @@ THINNEST = 16  # pixels of a resized picture's shorter side
 
 @dataclasses.dataclass(frozen=True)
 class FeatureExtractor:
-    """`extract(triplets)` for `opt_jax.cache.build_cache`. Each argument is (params, config) as `load_frozen`
-    gives them."""
+    """`extract(triplets)` for `opt_jax.cache.build_cache`.
 
-    detector: tuple[dict, dict]
-    speech: tuple[dict, dict]
+    Encoders are (params, config) as `load_frozen` gives them. Without a detector the cells of the dVAE's last
+    map stand as regions; without a speech encoder no triplet may have speech.
+    """
+
+    detector: tuple[dict, dict] | None
+    speech: tuple[dict, dict] | None
     pictures: tuple[dict, dict]
     tokenizer: Tokenizer
     max_seconds: float
 
     def __post_init__(self):
-        shortest = receptive_field(self._speech_config) / SAMPLE_RATE
+        shortest = receptive_field(self._speech_config) / SAMPLE_RATE if self.speech else 0
         if self.max_seconds < shortest:
             raise ValueError(f"max_seconds is {self.max_seconds:g}; one audio frame needs {shortest:g} s")
 
     @classmethod
     def from_directories(
-        cls, detector: Path, speech: Path, pictures: Path, tokenizer: Tokenizer, max_seconds: float
+        cls,
+        detector: Path | None,
+        speech: Path | None,
+        pictures: Path,
+        tokenizer: Tokenizer,
+        max_seconds: float,
     ):
-        """Loads the encoders frozen in three directories, onto the device."""
-        loaded = [load_frozen(directory) for directory in (detector, speech, pictures)]
-        return cls(*((jax.device_put(params), config) for params, config in loaded), tokenizer, max_seconds)
+        """Loads the encoders frozen in directories, onto the device."""
+        loaded = [directory and load_frozen(directory) for directory in (detector, speech, pictures)]
+        encoders = [some and (jax.device_put(some[0]), some[1]) for some in loaded]
+        return cls(*encoders, tokenizer, max_seconds)
 
     @staticmethod
     def fingerprint(
-        detector: Path, speech: Path, pictures: Path, tokenizer: Tokenizer, max_seconds: float
+        detector: Path | None, speech: Path | None, pictures: Path, tokenizer: Tokenizer, max_seconds: float
     ) -> dict:
         """What decides the features, for the cache's fingerprint."""
         return {
-            "detector": digest(detector),
-            "wav2vec2": digest(speech),
+            "detector": digest(detector) if detector else "grid",
+            "wav2vec2": digest(speech) if speech else "none",
             "dvae": digest(pictures),
             "tokenizer": tokenizer.digest(),
             "max_seconds": max_seconds,
@@ -66,11 +75,15 @@ class FeatureExtractor:
 
     def schema(self, codes_per_image: int, feature_dtype: str) -> Schema:
         """Sizes of what this extractor writes."""
-        model = faster_rcnn.from_config(self.detector[1])
+        if self.detector:
+            region_size = faster_rcnn.from_config(self.detector[1]).feature_size
+            region_classes = self.detector[1]["num_classes"] + 1
+        else:
+            region_size, region_classes = grid.feature_size(self.pictures[0]), 2
         return Schema(
-            region_size=model.feature_size,
-            region_classes=self.detector[1]["num_classes"] + 1,
-            audio_size=feature_size(self.speech[1]),
+            region_size=region_size,
+            region_classes=region_classes,
+            audio_size=feature_size(self.speech[1]) if self.speech else 1,
             num_codes=codes_per_image,
             cls_id=self.tokenizer.cls_id,
             feature_dtype=feature_dtype,
@@ -83,7 +96,13 @@ class FeatureExtractor:
         """
         results: list = [self._judged(triplet) for triplet in triplets]
         usable = [row for row, result in enumerate(results) if not isinstance(result, Quarantine)]
-        self._images(triplets, [row for row in usable if triplets[row].image is not None], results)
+        pictures = [row for row in usable if triplets[row].image is not None]
+        self._codes(triplets, pictures, results)
+        regions = [row for row in usable if triplets[row].regions is not None]
+        for row in regions:
+            results[row] = {"image_codes": np.zeros(0, np.int32)} | results[row]
+            results[row] |= ready_regions(triplets[row].regions)
+        self._regions(triplets, sorted(set(pictures) - set(regions)), results)
         self._audio(triplets, [row for row in usable if triplets[row].audio is not None], results)
         return results
 
@@ -92,14 +111,11 @@ class FeatureExtractor:
         try:
             if triplet.image is not None:
                 check_image(triplet.image, triplet.id)
-                shape, scale = triplet.image.shape, self._scale(triplet.image.shape)
-                if min(shape[:2]) * scale < THINNEST:
-                    raise UnusableSampleError(
-                        triplet.id,
-                        "image",
-                        f"has {shape[1]} x {shape[0]} pixels: too thin, {min(shape[:2]) * scale:.0f} pixels"
-                        f" of at least {THINNEST} once it is resized",
-                    )
+                self._check_width(triplet)
+            if triplet.regions is not None:
+                self._check_regions(triplet)
+            if triplet.audio is not None and not self.speech:
+                raise UnusableSampleError(triplet.id, "audio", "is there, but no speech encoder for it")
             if triplet.audio is not None:
                 check_audio(triplet.audio, triplet.id, receptive_field(self._speech_config))
             if not triplet.caption:
@@ -109,22 +125,53 @@ class FeatureExtractor:
             return Quarantine(str(error))
         return {"text_ids": np.asarray(self.tokenizer.encode(triplet.caption), np.int32)}
 
-    def _scale(self, shape) -> float:
-        model = self.detector[1]
-        return faster_rcnn_pictures.scale(shape, model["min_side"], model["max_side"])
+    def _check_width(self, triplet: Triplet) -> None:
+        if not self.detector:
+            return
+        model, shape = self.detector[1], triplet.image.shape
+        thinner = min(shape[:2]) * faster_rcnn_pictures.scale(shape, model["min_side"], model["max_side"])
+        if thinner < THINNEST:
+            raise UnusableSampleError(
+                triplet.id,
+                "image",
+                f"has {shape[1]} x {shape[0]} pixels: too thin, {thinner:.0f} pixels of at least {THINNEST}"
+                " once it is resized",
+            )
+
+    def _check_regions(self, triplet: Triplet) -> None:
+        """Ready features have to be those of the detector that the others come from."""
+        schema, regions = self.schema(0, "float16"), triplet.regions
+        if regions.features.shape[1] != schema.region_size:
+            found, wanted = regions.features.shape[1], schema.region_size
+            raise UnusableSampleError(triplet.id, "regions", f"are {found} wide, the encoder's {wanted}")
+        if self.detector and regions.classes.max(initial=1) >= schema.region_classes:
+            raise UnusableSampleError(
+                triplet.id,
+                "regions",
+                f"have classes up to {regions.classes.max()}, the detector {schema.region_classes - 1}",
+            )
 
     @property
     def _speech_config(self) -> ConfigDict:
         return ConfigDict(self.speech[1])
 
-    def _images(self, triplets, rows, results):
+    def _codes(self, triplets, rows, results):
+        if rows:
+            size = self.pictures[1]["image_size"]
+            squares = np.stack([fit_square(triplets[row].image, size) for row in rows])
+            for row, codes in zip(rows, dvae.encode(self.pictures[0], squares), strict=True):
+                results[row]["image_codes"] = codes
+
+    def _regions(self, triplets, rows, results):
         """Pictures of one canvas go through the detector together."""
         if not rows:
             return
-        size = self.pictures[1]["image_size"]
-        squares = np.stack([fit_square(triplets[row].image, size) for row in rows])
-        for row, codes in zip(rows, dvae.encode(self.pictures[0], squares), strict=True):
-            results[row]["image_codes"] = codes
+        if not self.detector:
+            images = [triplets[row].image for row in rows]
+            cells = grid.grid_regions(self.pictures[0], images, self.pictures[1]["image_size"])
+            for row, found in zip(rows, cells, strict=True):
+                results[row] |= found
+            return
         model, resized = self.detector[1], {}
         by_canvas = collections.defaultdict(list)
         for row in rows:
@@ -154,6 +201,8 @@ class FeatureExtractor:
 
     def _audio(self, triplets, rows, results):
         """Clips of similar length go through together, those of several windows alone."""
+        if not rows:
+            return
         clips = {row: triplets[row].audio[: int(self.max_seconds * SAMPLE_RATE)] for row in rows}
         config, encoder = self._speech_config, Extractor(*self.speech)
         rows = sorted(rows, key=lambda row: len(clips[row]))
@@ -190,6 +239,16 @@ def together(size: int) -> int:
 def filled(rows: np.ndarray, count: int) -> np.ndarray:
     """Rows [n, ...] with the last one repeated up to `count`."""
     return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
+
+
+def ready_regions(regions: Regions) -> dict[str, np.ndarray]:
+    """The region fields of the cache from what a detector elsewhere found."""
+    return {
+        "region_features": regions.features,
+        "region_boxes": relative_boxes(regions.boxes, regions.height, regions.width),
+        "region_classes": regions.classes,
+        "region_scores": regions.scores,
+    }
 
 
 def relative_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

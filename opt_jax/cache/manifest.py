@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,9 +76,13 @@ class Manifest:
     def _content(self) -> dict:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
+    @property
+    def text(self) -> str:
+        """The content of manifest.json."""
+        return json.dumps({**self._content(), "digest": self.digest}, indent=1) + "\n"
+
     def write(self, directory: Path) -> None:
-        text = json.dumps({**self._content(), "digest": self.digest}, indent=1) + "\n"
-        write_atomically(Path(directory) / MANIFEST, text.encode())
+        write_atomically(Path(directory) / MANIFEST, self.text.encode())
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
@@ -88,7 +93,8 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
             f"{path} is missing: no cache there, or its build has not finished; run the build again"
         )
     try:
-        content = json.loads(path.read_text())
+        text = path.read_bytes().decode()
+        content = json.loads(text)
         digest, version = content.pop("digest"), content.pop("format")
         if version != FORMAT:
             raise CacheError(f"{path} has format {version}, expected {FORMAT}; build the cache again")
@@ -96,12 +102,14 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
         content["class_names"] = tuple(content["class_names"])
         manifest = Manifest(**content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is damaged ({error!r}); build the cache again") from error
     if manifest.digest != digest:
         raise CacheError(
             f"{path} was edited: digest {digest}, content {manifest.digest}; build the cache again"
         )
+    if manifest.text != text:  # a key twice, or other spaces
+        raise CacheError(f"{path} was edited: it is not as it was written; build the cache again")
     return manifest
 
 
@@ -110,14 +118,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def aside(path: Path) -> Path:
+    """Where `path` is written before it is renamed; a new name, as a worker given up for lost may go on."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """The file is there with all of its content, or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    with open(aside, "wb") as file:
+    beside = aside(path)
+    with open(beside, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    os.replace(beside, path)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -128,12 +141,12 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if array.dtype.hasobject:
             raise TypeError(f"{path}: {name} holds objects; store numbers or strings")
-    aside = path.with_name(path.name + ".partial")
-    with open(aside, "wb") as file:
+    beside = aside(path)
+    with open(beside, "wb") as file:
         np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    os.replace(beside, path)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from opt_jax.cache import manifest as manifest_lib
 from opt_jax.cache.manifest import CacheError, Shard
 from opt_jax.cache.schema import Quarantine, Schema, caption_key, make_example, serialize
+from opt_jax.data.triplet import Triplet, UnusableSampleError
 
 RECORDS = "records"
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -54,34 +55,41 @@ class ShardTask:
         return path.exists() and path.stat().st_size == load_record(self)[0].size
 
 
-def read_triplets(source, task: ShardTask) -> list[tuple[int, object]]:
-    """(row, triplet) of the task's rows; a row that cannot be read comes as (row, Quarantine)."""
-    rows = []
+def run_task(task: ShardTask, source, extractor, schema: Schema) -> None:
+    """The whole task: reads, extracts, writes. What every worker of every engine does."""
+    extract_shard(task, read_triplets(source, task), source, extractor, schema)
+
+
+def read_triplets(source, task: ShardTask) -> tuple[list[tuple[int, Triplet]], list[dict]]:
+    """(row, triplet) of the task's rows, and lines of quarantine.jsonl for those that cannot be read."""
+    readable, quarantined = [], []
     for row in range(task.start, task.stop):
         try:
-            rows.append((row, source[row]))
+            readable.append((row, source[row]))
+        except UnusableSampleError as error:
+            quarantined.append(_quarantine_line(source, row, error.sample_id, "reading", str(error)))
         except Exception as error:  # Whatever a decoder raises on a broken file concerns this row alone.
-            rows.append((row, Quarantine(f"{type(error).__name__}: {error}")))
-    return rows
+            reason = f"{type(error).__name__}: {error}"
+            quarantined.append(_quarantine_line(source, row, None, "reading", reason))
+    return readable, quarantined
 
 
-def run_shard(task: ShardTask, rows: Sequence[tuple[int, object]], extractor, schema: Schema) -> None:
-    """Extracts and writes one shard.
+def extract_shard(task: ShardTask, rows, source, extractor, schema: Schema) -> None:
+    """Extracts and writes one shard; `rows` is what `read_triplets` gave.
 
     `extractor.extract(triplets)` returns, for each triplet, a mapping of the arrays of its present
     modalities or a Quarantine. Raises ValueError when it breaks that contract, CacheError when the written
     file does not read back.
     """
-    readable = [(row, triplet) for row, triplet in rows if not isinstance(triplet, Quarantine)]
+    readable, quarantined = rows
     extracted = extractor.extract([triplet for _, triplet in readable]) if readable else []
     if len(extracted) != len(readable):
         raise ValueError(f"the extractor returned {len(extracted)} results for {len(readable)} triplets")
-    quarantined = [_quarantine_line(row, None, "reading", q) for row, q in rows if isinstance(q, Quarantine)]
     examples = []
     for (row, triplet), arrays in zip(readable, extracted, strict=True):
         made = arrays if isinstance(arrays, Quarantine) else make_example(triplet, arrays, row, schema)
         if isinstance(made, Quarantine):
-            quarantined.append(_quarantine_line(row, triplet.id, "extraction", made))
+            quarantined.append(_quarantine_line(source, row, triplet.id, "extraction", made.reason))
         else:
             examples.append(made)
     quarantined.sort(key=lambda line: line["row"])
@@ -100,13 +108,13 @@ def load_record(task: ShardTask) -> tuple[Shard, list[dict], dict[str, np.ndarra
     return Shard(**content["shard"]), content["quarantined"], arrays
 
 
-def _quarantine_line(row: int, row_id: str | None, stage: str, quarantine: Quarantine) -> dict:
-    return {"row": row, "id": row_id, "stage": stage, "reason": quarantine.reason}
+def _quarantine_line(source, row: int, sample_id: str | None, stage: str, reason: str) -> dict:
+    return {"row": row, "id": sample_id, "source": source.origin(row), "stage": stage, "reason": reason}
 
 
 def _write(task: ShardTask, records: Sequence[bytes]) -> Shard:
     path = task.directory / task.file
-    aside = path.with_name(path.name + ".partial")
+    aside = manifest_lib.aside(path)
     writer = ArrayRecordWriter(os.fspath(aside), WRITER_OPTIONS)
     for record in records:
         writer.write(record)

@@ -19,7 +19,10 @@ from opt_jax.metrics_log import progress
 
 
 def verify(directory) -> list[str]:
-    """One line for each thing that is wrong, naming the file, the record and its id; [] if nothing is."""
+    """One line for each thing that is wrong, naming the file, the record and its id; [] if nothing is.
+
+    Where rows.npz, which has the ids, is damaged itself, records are named by their numbers alone.
+    """
     directory = Path(directory)
     try:
         manifest = read_manifest(directory)
@@ -34,7 +37,9 @@ def verify(directory) -> list[str]:
             problems.append(f"{name}: sha256 is not the manifest's")
     expected = {manifest_lib.MANIFEST, *manifest.files, *(shard.file for shard in manifest.shards)}
     problems += [
-        f"{path.name}: does not belong here" for path in directory.iterdir() if path.name not in expected
+        f"{path.name}: does not belong here"
+        for path in sorted(directory.iterdir())
+        if path.name not in expected
     ]
     rows = None
     if not any(problem.startswith(manifest_lib.ROWS) for problem in problems):
@@ -48,19 +53,22 @@ def verify(directory) -> list[str]:
 
 
 def _verify_shard(path: Path, shard, rows, schema) -> list[str]:
+    ids = f" (ids {rows['id'][0]} to {rows['id'][-1]})" if rows and shard.rows else ""
+    records = f"records 0 to {shard.rows - 1}{ids}" if shard.rows else "no record"
     if not path.exists():
-        return [f"{shard.file}: missing"]
-    if path.stat().st_size == shard.size and manifest_lib.sha256(path) == shard.sha256:
+        return [f"{shard.file}: missing, with {records}"]
+    size = path.stat().st_size
+    if size == shard.size and manifest_lib.sha256(path) == shard.sha256:
         whole = []
     else:
-        whole = [f"{shard.file}: {path.stat().st_size} bytes, sha256 is not the manifest's"]
+        whole = [f"{shard.file}: {size} bytes of {shard.size}, sha256 is not the manifest's; held {records}"]
     try:
         reader = ArrayRecordReader(os.fspath(path), READER_OPTIONS)
         count = reader.num_records()
     except Exception as error:
-        return [*whole, f"{shard.file}: cannot be opened ({error})"]
+        return [*whole, f"{shard.file}: cannot be opened ({error}); lost with it: {records}"]
     if count != shard.rows:
-        return [*whole, f"{shard.file}: {count} records, expected {shard.rows}"]
+        return [*whole, f"{shard.file}: {count} records, expected {records}"]
     damaged = []
     for position in range(count):
         name = f"record {position}" + (f" (id {rows['id'][position]})" if rows else "")
@@ -71,6 +79,8 @@ def _verify_shard(path: Path, shard, rows, schema) -> list[str]:
             deserialize(record, schema)
         except Exception as error:
             damaged.append(f"{shard.file}: {name} is damaged ({error})")
+    if whole and not damaged:
+        whole.append(f"{shard.file}: the damage is between records; {records} read as they were written")
     return whole + damaged
 
 

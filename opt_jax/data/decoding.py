@@ -9,23 +9,42 @@ import warnings
 
 import numpy as np
 import soundfile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.signal import resample_poly
+
+from opt_jax.data.triplet import UnusableSampleError
 
 MAX_PIXELS = 40_000_000
 MIN_SIDE = 8  # pixels; less holds nothing to see, and is most often a placeholder of a web page
-MAX_SECONDS = 3600
-MAX_NUMBERS = 1 << 28  # samples of all channels together
+MAX_SECONDS = 1800
+MAX_NUMBERS = 1 << 26  # samples of all channels together
+SHORTEST = 400  # samples, 25 ms: one frame of wav2vec 2.0
+QUIETEST = 1e-5  # of full scale: below the last bit of 16
+MAX_CAPTION = 20_000  # characters
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+}
+KNOWN = sorted(set(FORMATS.values()))
+REFUSED_MODES = {
+    "P": "a palette",
+    "PA": "a palette",
+    "CMYK": "the four colours of print (CMYK)",
+    "YCCK": "the four colours of print",
+    "I": "more than 8 bits a channel",
+    "F": "more than 8 bits a channel",
+    "LAB": "Lab colours",
+    "HSV": "HSV colours",
+}
 RATES = (1_000, 400_000)  # samples a second
 LOUDEST = 1e6  # 16-bit numbers that nobody scaled stay far below
 SAMPLE_RATE = 16_000
-
-
-class UnusableSampleError(ValueError):
-    """A picture or recording that nothing can be made of; the message names the sample, its part and why."""
-
-    def __init__(self, sample_id: str, part: str, reason: str):
-        super().__init__(f"sample {sample_id!r}: {part} {reason}")
 
 
 def check_image(image: np.ndarray, sample_id: str) -> None:
@@ -64,6 +83,8 @@ def check_audio(audio: np.ndarray, sample_id: str, shortest: int = 1) -> None:
     if not np.isfinite(audio).all():
         count = int((~np.isfinite(audio)).sum())
         raise UnusableSampleError(sample_id, "audio", f"has {count} samples that are not finite numbers")
+    if np.abs(audio).max() < QUIETEST:
+        raise UnusableSampleError(sample_id, "audio", "is silent from beginning to end")
     if np.abs(audio).max() > LOUDEST:
         raise UnusableSampleError(
             sample_id, "audio", f"has samples up to {np.abs(audio).max():.0e}; samples lie between -1 and 1"
@@ -71,13 +92,28 @@ def check_audio(audio: np.ndarray, sample_id: str, shortest: int = 1) -> None:
 
 
 def check_caption(caption: str, sample_id: str) -> None:
-    """Raises UnusableSampleError unless `caption` is text that can be written as UTF-8."""
+    """Raises UnusableSampleError unless `caption` is text of a sensible length, writable as UTF-8."""
     if not isinstance(caption, str):
         raise UnusableSampleError(sample_id, "caption", f"is {type(caption).__name__}, expected text")
+    if not caption.strip():
+        raise UnusableSampleError(sample_id, "caption", "is empty; leave the field out where there is none")
+    if len(caption) > MAX_CAPTION:
+        raise UnusableSampleError(
+            sample_id, "caption", f"has {len(caption)} characters, at most {MAX_CAPTION}"
+        )
+    if "\0" in caption:
+        raise UnusableSampleError(sample_id, "caption", "holds NUL characters")
+    if not is_unicode(caption):
+        raise UnusableSampleError(sample_id, "caption", "is no valid Unicode: it cannot be written as UTF-8")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: JSON may hold halves of characters."""
     try:
-        caption.encode()
-    except UnicodeEncodeError as error:
-        raise UnusableSampleError(sample_id, "caption", f"is no valid Unicode: {error}") from error
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is(value, dtype, dimensions: int) -> bool:
@@ -88,29 +124,37 @@ def _described(value) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def decode_image(content: bytes, sample_id: str) -> np.ndarray:
-    """A picture file (whatever Pillow reads; palettes, grey, transparency) as RGB uint8 [h, w, 3].
+def decode_image(content: bytes, sample_id: str, extension: str = "") -> np.ndarray:
+    """A picture file (RGB, grey or transparent, of 8 bits) as RGB uint8 [h, w, 3].
 
-    Turned as its EXIF says; what is transparent becomes white. Raises UnusableSampleError.
+    Turned as its EXIF says; what is transparent becomes white. Refused, as what they show depends on more
+    than the numbers: palettes, print colours, more than 8 bits; and a file that is not what its `extension`
+    (as '.jpg') says, which is most often the answer of a server in place of the picture. Raises
+    UnusableSampleError.
     """
+    if not content:
+        raise UnusableSampleError(sample_id, "image", "file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
-            picture = Image.open(io.BytesIO(content))
-        _check_sides(picture.height, picture.width, sample_id)
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        elif picture.mode in ("I", "F"):
+            picture = Image.open(io.BytesIO(content), formats=KNOWN)
+        kind = "JPEG" if picture.format == "MPO" else picture.format  # MPO: of phones, several JPEGs in one
+        if kind != FORMATS.get(extension.lower(), kind):
             raise UnusableSampleError(
-                sample_id, "image", f"is of mode {picture.mode}, numbers without a known range; save 8 bits"
+                sample_id, "image", f"is a {kind} file, its name ends in {extension}; rename it"
             )
+        _check_sides(picture.height, picture.width, sample_id)
+        if mode := REFUSED_MODES.get(picture.mode.split(";")[0]):
+            raise UnusableSampleError(sample_id, "image", f"has {mode}; save it as RGB of 8 bits")
+        picture = ImageOps.exif_transpose(picture)
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return np.asarray(picture.convert("RGB"))
     except UnusableSampleError:
         raise
+    except UnidentifiedImageError as error:
+        raise UnusableSampleError(sample_id, "image", f"is no picture: none of {', '.join(KNOWN)}") from error
     except Exception as error:  # decoders raise all kinds on damaged files
         raise UnusableSampleError(sample_id, "image", f"cannot be decoded: {error}") from error
 
@@ -120,6 +164,8 @@ def decode_audio(content: bytes, sample_id: str) -> np.ndarray:
 
     Raises UnusableSampleError, also for more than MAX_SECONDS.
     """
+    if not content:
+        raise UnusableSampleError(sample_id, "audio", "file is empty")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             rate, seconds = file.samplerate, file.frames / file.samplerate
@@ -136,12 +182,21 @@ def decode_audio(content: bytes, sample_id: str) -> np.ndarray:
                     sample_id, "audio", f"has {file.channels} channels of {file.frames} samples; cut it"
                 )
             waveform = file.read(dtype="float32", always_2d=True).mean(axis=1)
-        if rate != SAMPLE_RATE:
-            common = math.gcd(rate, SAMPLE_RATE)
-            waveform = resample_poly(waveform, SAMPLE_RATE // common, rate // common).astype(np.float32)
+        waveform = resampled(waveform, rate)
     except UnusableSampleError:
         raise
+    except soundfile.LibsndfileError as error:
+        reason = f"cannot be decoded: {error.error_string}"
+        raise UnusableSampleError(sample_id, "audio", reason) from error
     except Exception as error:  # decoders raise all kinds on damaged files
         raise UnusableSampleError(sample_id, "audio", f"cannot be decoded: {error}") from error
-    check_audio(waveform, sample_id)
+    check_audio(waveform, sample_id, SHORTEST)
     return waveform
+
+
+def resampled(waveform: np.ndarray, rate: int) -> np.ndarray:
+    """float32 [N] at `rate` samples a second -> float32 [M] at 16 kHz."""
+    if rate == SAMPLE_RATE:
+        return waveform
+    common = math.gcd(rate, SAMPLE_RATE)
+    return resample_poly(waveform, SAMPLE_RATE // common, rate // common).astype(np.float32)

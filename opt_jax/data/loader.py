@@ -13,7 +13,7 @@ classes:
 | region_valid    | [B, V]       | bool           | |
 | audio_features  | [B, A, Da]   | feature dtype  | Da = stack * D, frames in order |
 | audio_valid     | [B, A]       | bool           | |
-| image_codes     | [B, K]       | int32          | |
+| image_codes     | [B, K]       | int32          | -1 where regions came ready, without pixels |
 | present         | [B, 3]       | bool           | text, image, audio |
 | caption_key     | [B]          | int32          | equal for equal captions |
 | labels          | [B, C]       | float32        | multi-hot |
@@ -74,21 +74,32 @@ class Loader:
         config: LoaderConfig,
         *,
         rows: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """`rows` restricts training to some rows of the cache (int [n]); None is all of them."""
+        """`rows` restricts training to some rows of the cache (int [n]); None is all of them. `weights`:
+        visits of each row of the cache in an epoch, on average (float [N], above 0); None is one each.
+
+        Raises ValueError for other weights.
+        """
         self.cache = cache
         self.config = config
         self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows)
+        self.weights = None
+        if weights is not None:
+            weights = np.asarray(weights)
+            if weights.shape != (len(cache),) or not (np.isfinite(weights) & (weights > 0)).all():
+                raise ValueError(f"weights {weights.shape} have to be {len(cache)} finite numbers above 0")
+            self.weights = weights[self.rows]
         self.process_index, self.process_count = process_index, process_count
         self.audio_lengths = plan_lib.stacked_length(cache.frame_counts, config.audio_stack)
         plan_lib.host_slice(np.arange(config.batch_size), process_index, process_count)
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         """Raises ValueError where the rows do not fill one batch, which only training needs."""
-        return plan_lib.steps_per_epoch(len(self.rows), self.config.batch_size)
+        return plan_lib.steps_per_epoch(len(self.rows), self.config.batch_size, self.weights)
 
     def epoch(self, number: int) -> list[Batch]:
         """The global batches of epoch `number`, in order; their indices are rows of the cache."""
@@ -101,6 +112,7 @@ class Loader:
             self.cache.presence[rows],
             self.config.batch_size,
             self.config.buckets,
+            self.weights,
         )
         return [dataclasses.replace(batch, indices=rows[batch.indices]) for batch in batches]
 
@@ -110,7 +122,7 @@ class Loader:
         batches = self.epoch(0)
         figures = plan_lib.report(batches, self.cache.text_lengths, self.audio_lengths, self.cache.presence)
         used = np.concatenate([batch.indices for batch in batches])
-        figures["left_out"] = len(self.rows) - len(used)
+        figures["left_out"] = len(self.rows) - len(np.unique(used))
         figures["truncated_regions"] = int((self.cache.region_counts[used] > self.config.max_regions).sum())
         return figures
 
@@ -222,6 +234,8 @@ def _fill(arrays: dict[str, np.ndarray], position: int, example: Mapping, stack:
         arrays["audio_valid"][position, : len(frames)] = True
     if len(example["image_codes"]):
         arrays["image_codes"][position] = example["image_codes"]
+    elif example["present"][1]:
+        arrays["image_codes"][position] = -1
     arrays["present"][position] = example["present"]
     arrays["labels"][position, example["labels"]] = 1
 

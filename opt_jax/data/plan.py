@@ -1,11 +1,12 @@
 """Which rows make which batch: a pure function of (seed, epoch, lengths, presence), the same on every host.
 
 Rows of similar length share a batch, in a few fixed shapes, so that little is computed on padding and few
-programs are compiled. Every epoch visits every row once, but for `rows % batch_size` rows that are drawn at
-random and left out.
+programs are compiled. Every epoch visits every row once, or as often as its weight says, but for the rest of
+the visits divided by batch_size: those are drawn at random and left out.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +22,10 @@ class Batch:
     audio_length: int
 
 
-def steps_per_epoch(num_rows: int, batch_size: int) -> int:
-    """Raises ValueError when there are fewer rows than a batch holds."""
+def steps_per_epoch(num_rows: int, batch_size: int, weights: np.ndarray | None = None) -> int:
+    """Batches of every epoch. Raises ValueError when there are fewer visits than a batch holds."""
+    if weights is not None:
+        num_rows = int(math.fsum(weights))
     if num_rows < batch_size:
         raise ValueError(f"{num_rows} rows do not fill one batch of {batch_size}; use a smaller batch_size")
     return num_rows // batch_size
@@ -36,6 +39,7 @@ def plan_epoch(
     presence: np.ndarray,
     batch_size: int,
     buckets: Sequence[tuple[int, int]],
+    weights: np.ndarray | None = None,
 ) -> list[Batch]:
     """The batches of one epoch, in order.
 
@@ -48,18 +52,23 @@ def plan_epoch(
       batch_size: rows in a batch.
       buckets: (T, A) pairs that grow in both; a row goes to the first that holds it, to the last if none
       does.
+      weights: float [N], visits of each row in an epoch, on average; None is one each.
 
     Returns:
-      N // batch_size batches of `batch_size` different rows each. Rows that do not fill a batch of their
-      bucket move up to the next one, where they fit as well.
+      N // batch_size batches (with weights: their sum // batch_size) of `batch_size` rows each, different
+      ones unless a weight is above 1. Rows that do not fill a batch of their bucket move up to the next one,
+      where they fit as well.
 
     Raises:
       ValueError: the buckets do not grow, or N < batch_size.
     """
-    num_batches = steps_per_epoch(len(text_lengths), batch_size)
+    num_batches = steps_per_epoch(len(text_lengths), batch_size, weights)
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     # What is left out is drawn before the buckets: left out after them, it would always be the longest rows.
-    rows = random.permutation(len(text_lengths))[: num_batches * batch_size]
+    rows = random.permutation(len(text_lengths))
+    if weights is not None:
+        rows = random.permutation(np.repeat(rows, visits(weights[rows], random.random())))
+    rows = rows[: num_batches * batch_size]
     assigned = _assign(text_lengths, audio_lengths, presence, buckets)[rows]
     batches = []
     carried = rows[:0]
@@ -70,6 +79,18 @@ def plan_epoch(
         for indices in members[:full].reshape(-1, batch_size):
             batches.append(Batch(indices, text_length, audio_length))
     return [batches[position] for position in random.permutation(num_batches)]
+
+
+def visits(weights: np.ndarray, start: float) -> np.ndarray:
+    """How often each row is visited, int [N]: systematic sampling.
+
+    Points start, start + 1, start + 2, ... with `start` in [0, 1) fall on rows as wide as their weights: each
+    row gets its weight rounded up or down, on average over `start` its weight, and the sum is that of the
+    weights, rounded up or down.
+    """
+    edges = np.append(0, np.cumsum(weights, dtype=np.float64))
+    edges[-1] = math.fsum(weights)  # the same in every order of rows
+    return np.diff(np.maximum(np.ceil(edges - start), 0)).astype(np.int64)
 
 
 def report(

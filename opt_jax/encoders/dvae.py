@@ -216,6 +216,16 @@ def encode(params, images) -> np.ndarray:
     Raises:
         ValueError: wrong dtype or shape.
     """
+    return _look(_encode_chunk, params, images)
+
+
+def features(params, images) -> np.ndarray:
+    """The encoder's last map, of which the codes' logits are linear: float32 [B, h, w, n_hid 2^(G-1)], at
+    least 0. As `encode` otherwise."""
+    return _look(_features_chunk, params, images)
+
+
+def _look(program, params, images) -> np.ndarray:
     model = model_of(params)
     images = np.asarray(images)
     cell = model.cell
@@ -226,7 +236,7 @@ def encode(params, images) -> np.ndarray:
             f"{images.shape[1]}x{images.shape[2]} pixels: both sides must be multiples of {cell}"
         )
     largest = images.shape[1] * images.shape[2] // model.patch_size**2 * model.n_hid * 4
-    return _in_chunks(partial(_encode_chunk, model, params), images, largest)
+    return _in_chunks(partial(program, model, params), images, largest)
 
 
 def decode(params, codes) -> np.ndarray:
@@ -269,6 +279,12 @@ def _encode_chunk(model: DiscreteVAE, params, images):
     pixels = map_pixels(images.astype(jnp.float32) / 255)
     logits = model.apply({"params": params}, pixels, method="logits")
     return jnp.argmax(logits, -1).astype(jnp.int32).reshape(len(images), -1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _features_chunk(model: DiscreteVAE, params, images):
+    pixels = map_pixels(images.astype(jnp.float32) / 255)
+    return model.apply({"params": params}, pixels, method="features")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,12 +1,13 @@
 """Pictures as the discrete VAE takes them: square, of one size, in an order given by the step."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from opt_jax.data.triplet import Source
+from opt_jax.data.triplet import Source, SourceError, usable
 
 MEMORY = 1 << 30  # bytes of small pictures kept, so that later epochs decode none of them again
 GREY = 127
@@ -20,40 +21,38 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"a picture must be uint8 [h, w, 3], found {image.dtype} {list(image.shape)}")
-    longest = max(image.shape[:2])
-    height, width = (max(1, round(side * size / longest)) for side in image.shape[:2])
+    top, left, height, width = placed(image.shape, size)
     if (height, width) != image.shape[:2]:
-        method = Image.Resampling.BOX if longest > size else Image.Resampling.BILINEAR
+        method = Image.Resampling.BOX if max(image.shape[:2]) > size else Image.Resampling.BILINEAR
         image = np.asarray(Image.fromarray(image).resize((width, height), method))
-    top, left = (size - height) // 2, (size - width) // 2
     square = np.full((size, size, 3), GREY, np.uint8)
     square[top : top + height, left : left + width] = image
     return square
 
 
-def read_picture(source: Source, index: int, size: int) -> np.ndarray:
-    """Sample `index` as uint8 [size, size, 3]; leaves the sound alone where the source can.
+def placed(shape: tuple[int, ...], size: int) -> tuple[int, int, int, int]:
+    """Where a picture of `shape` (h, w, ...) lies in its square: (top, left, height, width) in pixels."""
+    longest = max(shape[:2])
+    height, width = (max(1, round(side * size / longest)) for side in shape[:2])
+    return (size - height) // 2, (size - width) // 2, height, width
 
-    Raises:
-        ValueError: the sample has no picture.
-    """
-    read = getattr(source, "read", None)
-    sample = source[index] if read is None else read(index, audio=False)
-    if sample.image is None:
-        raise ValueError(f"sample {sample.id!r} has no image, which training a dVAE needs")
-    return fit_square(sample.image, size)
+
+def read_picture(source: Source, index: int, size: int) -> np.ndarray | None:
+    """The picture of sample `index` as uint8 [size, size, 3]; None where it has none that can be used."""
+    sample = usable(source, index, audio=False)
+    return None if sample is None or sample.image is None else fit_square(sample.image, size)
 
 
 class PictureBatches:
     """{"images": uint8 [B, size, size, 3]} without end.
 
     Every epoch is a permutation drawn from (seed, epoch), without its remainder, so a batch is a function of
-    the step.
+    the step. In the place of a sample without a picture stands the next one that has one.
     """
 
     def __init__(self, source: Source, batch_size: int, size: int, seed: int):
         if len(source) < batch_size:
-            raise ValueError(f"the source has {len(source)} samples, fewer than a batch of {batch_size}")
+            raise SourceError(f"the source has {len(source)} samples, fewer than a batch of {batch_size}")
         self._source, self._batch_size, self._size, self._seed = source, batch_size, size, seed
         self._kept: dict[int, np.ndarray] = {}
 
@@ -70,7 +69,13 @@ class PictureBatches:
     def _picture(self, row: int) -> np.ndarray:
         if row in self._kept:
             return self._kept[row]
-        picture = read_picture(self._source, row, self._size)
+        count = len(self._source)
+        for other in itertools.chain(range(row, count), range(row)):
+            picture = read_picture(self._source, other, self._size)
+            if picture is not None:
+                break
+        else:
+            raise SourceError(f"none of the {count} samples has a picture, which the dVAE is trained on")
         if (len(self._kept) + 1) * picture.nbytes <= MEMORY:
             self._kept[row] = picture
         return picture

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from opt_jax.data.triplet import Source
+from opt_jax.data.triplet import Source, SourceError
 from opt_jax.encoders.dvae import DiscreteVAE, decode, encode
 from opt_jax.encoders.dvae_objectives import autoencoder_task, dvae_task
 from opt_jax.encoders.dvae_pictures import PictureBatches, read_picture, write_before_after
@@ -102,7 +102,11 @@ def train_dvae(
     )
     params = jax.device_get(params)
     rows = range(len(validation_source))
-    images = np.stack([read_picture(validation_source, row, config.image_size) for row in rows])
+    images = [read_picture(validation_source, row, config.image_size) for row in rows]
+    images = [image for image in images if image is not None]
+    if not images:
+        raise SourceError("no sample of the validation split has a picture, on which the dVAE is measured")
+    images = np.stack(images)
     metrics, after = evaluate_dvae(params, images)
     print("dvae: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
     write_before_after(directory / "before_after.png", images[:SHOWN], after[:SHOWN])

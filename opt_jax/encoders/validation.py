@@ -9,6 +9,18 @@ ENCODERS = ("detector", "wav2vec2", "dvae")
 
 
 def check_encoders(config) -> Iterator[str]:
+    yield from one_of(config, "encoders.regions", ("detector", "grid"))
+    if config.encoders.regions == "grid" and config.objectives.weights.mrc:
+        yield (
+            "config.objectives.weights.mrc needs the classes of a detector; set it to 0 where"
+            " config.encoders.regions is 'grid'"
+        )
+    own = config.data.source == "manifest" and config.encoders.regions == "detector"
+    if own and not config.encoders.detector.pretrained:
+        yield (
+            "config.encoders.regions is 'detector', which is trained on boxes, and config.data.manifest has"
+            " none; set it to 'grid', or config.encoders.detector.pretrained to a detector"
+        )
     yield from one_of(config, "encoders.tokenizer.kind", ("train", "pretrained"))
     yield from positive(config, "encoders.tokenizer.vocab_size")
     for name in ENCODERS:
@@ -97,7 +109,7 @@ def _encoder_trainings(config) -> list[str]:
         f"encoders.{name}.{part}"
         for name, parts in trains.items()
         for part in parts
-        if not config.encoders[name].pretrained
+        if not config.encoders[name].pretrained and (name != "detector" or config.encoders.regions == name)
     ]
 
 

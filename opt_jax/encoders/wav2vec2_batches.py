@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from opt_jax.data.triplet import Source
+from opt_jax.data.triplet import Source, usable
 from opt_jax.encoders.wav2vec2 import SAMPLE_RATE
 from opt_jax.encoders.wav2vec2_objectives import encode_letters
 
@@ -87,9 +87,10 @@ class WaveformBatches:
     def _usable(self, indices) -> list[tuple[int, np.ndarray, list[int]]]:
         clips = []
         for index in indices:
-            sample = self.source[index]
+            sample = usable(self.source, index, image=False)
             if (
-                sample.audio is None
+                sample is None
+                or sample.audio is None
                 or not sample.caption
                 or not self.shortest <= len(sample.audio) <= self.buckets[-1]
             ):

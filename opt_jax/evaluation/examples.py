@@ -25,7 +25,7 @@ class Examples:
         triplet, shown = self.source.read(row), {}
         if "text" in modalities:
             shown["text"] = triplet.caption
-        if "image" in modalities:
+        if "image" in modalities and triplet.image is not None:
             shown["image"] = self.picture(f"{row}.png", triplet.image)
         if "audio" in modalities:
             path = self.directory / "media" / f"{row}.mp3"
@@ -48,26 +48,20 @@ class Examples:
             {"direction": direction, "query": self.show(query, queries), "results": results}
         )
 
-    def caption(self, row: int, texts: dict[str, str]) -> None:
+    def caption(self, row: int, texts: dict[str, str], available: Sequence[str]) -> None:
         """Captions from 'image', 'audio' and 'image_audio' beside the references."""
         references = list(self.source.read(row, image=False, audio=False).references)
-        written = {
-            "from_image": texts["image"],
-            "from_audio": texts["audio"],
-            "from_both": texts["image_audio"],
-        }
-        self.content["captions"].append(
-            self.show(row, ("image", "audio")) | {"references": references} | written
-        )
+        names = {"image": "from_image", "audio": "from_audio", "image_audio": "from_both"}
+        written = {names[source]: text for source, text in texts.items()}
+        shown = self.show(row, [name for name in ("image", "audio") if name in available])
+        self.content["captions"].append(shown | {"references": references} | written)
 
-    def transcript(self, row: int, from_audio: str, from_both: str) -> None:
+    def transcript(self, row: int, texts: dict[str, str]) -> None:
+        """The transcripts from 'audio' and, where there is one, 'image_audio' beside the truth."""
         shown = self.show(row, ("text", "audio"))
-        entry = {
-            "audio": shown["audio"],
-            "truth": shown["text"],
-            "from_audio": from_audio,
-            "from_audio_image": from_both,
-        }
+        entry = {"audio": shown["audio"], "truth": shown["text"], "from_audio": texts["audio"]}
+        if "image_audio" in texts:
+            entry["from_audio_image"] = texts["image_audio"]
         self.content["transcripts"].append(entry)
 
     def generated(self, row: int, reconstructed: np.ndarray, picture: np.ndarray) -> None:

@@ -4,6 +4,8 @@ pictures, probe.
 Figures are in the paper's units (percent; BLEU and CIDEr times 100), under the keys of results.json.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from opt_jax.evaluation.captioning import caption_scores
@@ -42,12 +44,20 @@ INPUT_SETS = {
     "I+A": (0, 1, 1),
     "T+I+A": (1, 1, 1),
 }
+MODALITIES = ("text", "image", "audio")
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the other scorers beside alignment's 1, tried on validation
 WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1)  # of the linear probe, tried on validation
 SHARES = (1.0, 0.5, 0.0)  # of the alignment of all queries beside that of the text alone
 
 
-def pool_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
+def directions(available: Sequence[str]) -> dict[str, tuple]:
+    """The directions of retrieval between the modalities that the data has."""
+    return {name: (q, item) for name, (q, item) in DIRECTIONS.items() if {*q, item} <= set(available)}
+
+
+def pool_scores(
+    model: Model, batch, available: Sequence[str] = MODALITIES
+) -> dict[str, dict[str, np.ndarray]]:
     """Scores [P, P] of all pairs of a pool, by direction and scorer.
 
     'log_likelihood' of the text, and 'information', the mutual information estimated from it within the pool
@@ -55,26 +65,26 @@ def pool_scores(model: Model, batch) -> dict[str, dict[str, np.ndarray]]:
     alignment adds both queries' similarities, 'text_alignment' is that of the text, and the others are of the
     text.
     """
-    of_image, of_audio = (model.likelihood(batch, source) for source in ("image", "audio"))
-    image_information, audio_information = mutual_information(of_image), mutual_information(of_audio)
-    likelihood = {
-        "image_to_text": (of_image, image_information),
-        "text_to_image": (of_image.T, image_information.T),
-        "text_to_audio": (of_audio.T, audio_information.T),
-        "audio_to_text": (of_audio, audio_information),
-        "text_audio_to_image": (of_image.T, image_information.T),
-    }
-    scores = {name: dict(log_likelihood=raw, information=more) for name, (raw, more) in likelihood.items()}
+    sources = [name for name in ("image", "audio") if name in available]
+    likelihood = {name: model.likelihood(batch, name) for name in sources}
+    information = {name: mutual_information(matrix) for name, matrix in likelihood.items()}
+    scores = {}
+    for name, (queries, item) in directions(available).items():
+        other = item if "text" in queries else queries[0]
+        found = {"log_likelihood": likelihood[other], "information": information[other]}
+        scores[name] = {key: x.T if "text" in queries else x for key, x in found.items()}
     if model.model.config["num_alignment_layers"]:
         unit = model.embeddings(batch)
-        for name, (queries, item) in DIRECTIONS.items():
+        for name, (queries, item) in directions(available).items():
             scores[name]["alignment"] = sum(unit[query] for query in queries) @ unit[item].T
             if len(queries) > 1:
                 scores[name]["text_alignment"] = unit["text"] @ unit[item].T
     return scores
 
 
-def best_weights(model: Model, batches, rerank_top: int) -> dict[str, dict[str, float]]:
+def best_weights(
+    model: Model, batches, rerank_top: int, available: Sequence[str] = MODALITIES
+) -> dict[str, dict[str, float]]:
     """For each direction the weights that rank best (R@1, then R@5) on validation pools.
 
     First those of information and alignment, then that of matching in re-ranking the first `rerank_top` of
@@ -82,9 +92,10 @@ def best_weights(model: Model, batches, rerank_top: int) -> dict[str, dict[str, 
     information alone, no re-ranking, and for a text with speech the ranking by the text. No weights at all
     mean the last; 0 leaves a scorer out.
     """
-    scored, correct = [pool_scores(model, batch) for batch in batches], [_correct(batch) for batch in batches]
+    scored = [pool_scores(model, batch, available) for batch in batches]
+    correct = [_correct(batch) for batch in batches]
     chosen, ranked = {}, {}
-    for direction, (queries, _) in DIRECTIONS.items():
+    for direction, (queries, _) in directions(available).items():
         names = scored[0][direction]
         options = [{"information": 1.0}]
         if "text_alignment" in names:
@@ -153,7 +164,15 @@ def combined(scores: dict[str, np.ndarray], weights: dict[str, float]) -> np.nda
 
 
 def retrieval(
-    model: Model, batches, weights, others, *, matching_pools: int, rerank_top: int
+    model: Model,
+    batches,
+    weights,
+    others,
+    *,
+    matching_pools: int,
+    rerank_top: int,
+    available: Sequence[str] = MODALITIES,
+    known_captions: np.ndarray | None = None,
 ) -> tuple[dict, list]:
     """Recall at 1, 5 and 10 of every scorer and direction, the mean over pools; and the best scores, for
     looking at.
@@ -164,19 +183,20 @@ def retrieval(
     of the text minus its mean over the queries. `retrieval_information_alone/image_to_text` takes how likely
     a text is at all from the pictures of the batches `others`, if there are any, and not from the other
     queries: what one picture alone could be asked. `retrieval_matching/` scores all pairs of the first
-    `matching_pools` pools.
+    `matching_pools` pools. known_captions: keys of the training captions; `retrieval/.../R@k_seen` and
+    `_unseen` are over the queries whose caption is among them or not, where there are both.
     Returns: results, and for each pool {direction: scores [P, P]}.
     """
     recalls, best = {}, []
 
-    def note(scorer, direction, scores, correct):
+    def note(scorer, direction, scores, correct, suffix=""):
         for key, value in recall_at_k(scores, correct).items():
-            recalls.setdefault(f"{scorer}/{direction}/{key}", []).append(value)
+            recalls.setdefault(f"{scorer}/{direction}/{key}{suffix}", []).append(value)
 
     for number, batch in enumerate(batches):
-        scores, correct = pool_scores(model, batch), _correct(batch)
+        scores, correct = pool_scores(model, batch, available), _correct(batch)
         best.append({})
-        for direction in DIRECTIONS:
+        for direction in directions(available):
             found = scores[direction]
             note("retrieval_likelihood", direction, debias(found["log_likelihood"]), correct)
             for scorer in ("information", "alignment"):
@@ -189,31 +209,40 @@ def retrieval(
                 total = reordered(total, *matching_top(model, batch, direction, total, rerank_top), matching)
             note("retrieval", direction, total, correct)
             best[-1][direction] = total
-        if others:
+            for part, rows in seen_and_unseen(batch["caption_key"], known_captions).items():
+                note("retrieval", direction, total[rows], correct[rows], f"_{part}")
+        if others and "image" in available:
             texts = {name: batch[name] for name in ("text_ids", "text_valid")}
             elsewhere = np.concatenate([model.likelihood(other | texts, "image") for other in others])
             alone = mutual_information(scores["image_to_text"]["log_likelihood"], elsewhere)
             note("retrieval_information_alone", "image_to_text", alone, correct)
         if number < matching_pools:
-            for direction, matrix in matching_scores(model, batch).items():
+            for direction, matrix in matching_scores(model, batch, available).items():
                 note("retrieval_matching", direction, matrix, correct)
     results = {key: float(np.mean(values)) for key, values in recalls.items()} | _spread(recalls)
-    of_both, of_text = (recalls[f"retrieval/{name}/R@1"] for name in ("text_audio_to_image", "text_to_image"))
-    results |= _paired("R@1 of text+audio minus text to image", of_both, of_text)
+    names = [f"retrieval/{name}/R@1" for name in ("text_audio_to_image", "text_to_image")]
+    if set(names) <= set(recalls):
+        results |= _paired("R@1 of text+audio minus text to image", *(recalls[name] for name in names))
     return results, best
 
 
-def matching_scores(model: Model, batch) -> dict[str, np.ndarray]:
+def seen_and_unseen(keys: np.ndarray, known: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Rows {'seen': int [n], 'unseen': int [m]}: caption key in `known` or not; {} where one is empty."""
+    seen = np.isin(keys, () if known is None else known)
+    rows = {"seen": np.flatnonzero(seen), "unseen": np.flatnonzero(~seen)}
+    return rows if all(map(len, rows.values())) else {}
+
+
+def matching_scores(model: Model, batch, available: Sequence[str] = MODALITIES) -> dict[str, np.ndarray]:
     """Matching's scores [P, P] of all pairs of a pool, by direction; a pair's two directions share them."""
-    text_image = model.matching(batch, ("text",), "image")
-    text_audio = model.matching(batch, ("text",), "audio")
-    return {
-        "image_to_text": text_image.T,
-        "text_to_image": text_image,
-        "text_to_audio": text_audio,
-        "audio_to_text": text_audio.T,
-        "text_audio_to_image": model.matching(batch, ("text", "audio"), "image"),
-    }
+    scores = {}
+    for other in ("image", "audio"):
+        if other in available:
+            scores[f"text_to_{other}"] = model.matching(batch, ("text",), other)
+            scores[f"{other}_to_text"] = scores[f"text_to_{other}"].T
+    if "text_audio_to_image" in directions(available):
+        scores["text_audio_to_image"] = model.matching(batch, ("text", "audio"), "image")
+    return scores
 
 
 def _spread(recalls: dict[str, list[float]]) -> dict[str, float]:
@@ -257,14 +286,19 @@ def write_texts(model: Model, batches, keep, tokenizer, *, max_length: int, beam
 
 
 def speech_recognition(
-    texts: dict[str, list[str]], truths: list[str], number_of_pools: int
+    texts: dict[str, list[str]], truths: list[str], number_of_pools: int, parts: dict[str, np.ndarray]
 ) -> dict[str, float]:
     """WER and CER of transcripts {'audio': ..., 'audio_image': ...}, and what the image changes, with its
-    error over `number_of_pools` parts of the transcripts."""
+    error over `number_of_pools` parts of the transcripts; and the WER of `parts`, rows by name."""
     results = {}
     for source, hypotheses in texts.items():
         for name, value in error_rates(truths, hypotheses).items():
             results[f"speech_recognition/{source}/{name}"] = value
+        for part, rows in parts.items():
+            found = error_rates([truths[i] for i in rows], [hypotheses[i] for i in rows])
+            results[f"speech_recognition/{source}/WER_{part}"] = found["WER"]
+    if len(texts) < 2:
+        return results
     rates = {source: [] for source in texts}
     for pool in pools(len(truths), min(number_of_pools, len(truths))):
         for source, hypotheses in texts.items():
@@ -285,10 +319,10 @@ def captioning(texts: dict[str, list[str]], references: list[list[str]]) -> dict
 
 def code_accuracy(model: Model, batches) -> dict[str, float]:
     """Teacher-forced top-1 accuracy of the image codes given the text, beside the best constant picture
-    (majority per cell)."""
+    (majority per cell), over the pictures that have codes."""
     predicted, true = [], []
     for batch in batches:
-        real = np.asarray(batch["row_valid"])
+        real = np.asarray(batch["row_valid"]) & (np.asarray(batch["image_codes"]) >= 0).all(1)
         predicted.append(model.code_predictions(batch, (True, False, False))[real])
         true.append(np.asarray(batch["image_codes"])[real])
     predicted, true = np.concatenate(predicted), np.concatenate(true)
@@ -299,7 +333,9 @@ def code_accuracy(model: Model, batches) -> dict[str, float]:
     }
 
 
-def probe(model: Model, train_batches, validation_batches, test_batches) -> dict[str, float]:
+def probe(
+    model: Model, train_batches, validation_batches, test_batches, available: Sequence[str] = MODALITIES
+) -> dict[str, float]:
     """mAP of a linear probe for each set of input modalities (the paper's table 2), beside chance.
 
     Larger sets have wider features, so each set has the weight decay that does best on validation.
@@ -314,6 +350,8 @@ def probe(model: Model, train_batches, validation_batches, test_batches) -> dict
     results = {"classification/chance/mAP": chance_mean_average_precision(test_labels)}
     for name, keep in INPUT_SETS.items():
         keep = tuple(map(bool, keep))
+        if not {m for m, kept in zip(MODALITIES, keep, strict=True) if kept} <= set(available):
+            continue
         train, validation, test = (gather(p, lambda b, k=keep: model.probe_features(b, k)) for p in splits)
 
         def tried(decay, features, labels, train=train):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from opt_jax.cache.manifest import CacheError
 from opt_jax.data.loader import Loader
 from opt_jax.encoders.faster_rcnn_training import evaluate_detector
 from opt_jax.encoders.frozen import load_frozen
@@ -16,7 +17,7 @@ from opt_jax.evaluation.retrieval import top_k
 from opt_jax.evaluation.scorers import Model
 
 # Raised with every change of what a figure means; a run evaluated before that is refused, not kept.
-EVALUATION_VERSION = 4
+EVALUATION_VERSION = 5
 WRITTEN = {"audio": (False, False, True), "image": (False, True, False), "image_audio": (False, True, True)}
 
 
@@ -41,65 +42,80 @@ def evaluate(
     def say(what):
         print(f"evaluation: {what} ({time.time() - started:.0f} s)", flush=True)
 
-    size, test = settings.pool_size, loaders["test"]
+    test = loaders["test"]
     lengths = test.config.buckets[-1]
+    available = available_modalities(test)
+    usable = {split: complete_rows(loader, available) for split, loader in loaders.items()}
 
     def batches(split, rows, batch_size):
-        loader = loaders[split]
-        return list(loader.evaluation_batches(range(min(rows, len(loader.cache))), batch_size, lengths))
+        return list(loaders[split].evaluation_batches(rows, batch_size, lengths))
 
-    full = len(test.cache) // size
-    if not full:
-        raise ValueError(f"a retrieval pool of {size} needs as many test triplets, found {len(test.cache)}")
-    pools = batches("test", min(settings.pools, full) * size, size)
-    rows = min(settings.validation_pools, len(loaders["validation"].cache) // size) * size
-    validation = batches("validation", rows, size)
+    size = min(settings.pool_size, len(usable["test"]))
+    if size < settings.pool_size:
+        say(f"only {size} test rows have {' and '.join(available)}: they make one pool")
+    number = min(settings.pools, len(usable["test"]) // size)
+    pools = batches("test", usable["test"][: number * size], size)
+    held_out = usable["validation"]
+    validation = batches(
+        "validation", held_out[: min(settings.validation_pools, len(held_out) // size) * size], size
+    )
     say(f"retrieval in {len(pools)} pools of {size}")
-    weights = pretrained.best_weights(model, validation or pools[:1], settings.rerank_top)
+    weights = pretrained.best_weights(model, validation or pools[:1], settings.rerank_top, available)
+    known = loaders["train"].cache.caption_keys
     options = {"matching_pools": settings.matching_pools, "rerank_top": settings.rerank_top}
+    options |= {"available": available, "known_captions": known}
     results, best = pretrained.retrieval(model, pools, weights, validation, **options)
     results["retrieval/pool"], results["retrieval/description"] = (
         size,
         describe(weights, settings.rerank_top, bool(validation)),
     )
 
-    rows = [int(row) for row in test.cache.source_row[: settings.texts]]
+    chosen = usable["test"][: settings.texts]
+    rows = [rows_of(test, row) for row in chosen]
     triplets = [sources["test"].read(row, image=False, audio=False) for row in rows]
-    text_batches = batches("test", settings.texts, settings.batch_size)
+    text_batches = batches("test", chosen, settings.batch_size)
     texts = {}
     for name, keep in WRITTEN.items():
-        say(f"texts from {name.replace('_', ' and ')}")
-        lengths_and_beams = {"max_length": settings.max_new_tokens, "beams": settings.beams}
-        texts[name] = pretrained.write_texts(model, text_batches, keep, tokenizer, **lengths_and_beams)
+        if {m for m, kept in zip(pretrained.MODALITIES, keep, strict=True) if kept} <= set(available):
+            say(f"texts from {name.replace('_', ' and ')}")
+            options = {"max_length": settings.max_new_tokens, "beams": settings.beams}
+            texts[name] = pretrained.write_texts(model, text_batches, keep, tokenizer, **options)
     truths = [triplet.caption for triplet in triplets]
-    results |= pretrained.speech_recognition(
-        {"audio": texts["audio"], "audio_image": texts["image_audio"]}, truths, settings.pools
-    )
+    if "audio" in texts:
+        spoken = {"audio": "audio", "audio_image": "image_audio"}
+        transcripts = {key: texts[name] for key, name in spoken.items() if name in texts}
+        parts = pretrained.seen_and_unseen(test.cache.caption_keys[chosen], known)
+        results |= pretrained.speech_recognition(transcripts, truths, settings.pools, parts)
     results |= pretrained.captioning(texts, [list(triplet.references) for triplet in triplets])
 
-    say("pictures from texts")
-    results |= pretrained.code_accuracy(model, text_batches)
-    number = min(settings.pictures, len(test.cache))
-    (batch,) = batches("test", number, number)
-    codes = model.codes(batch, (True, False, False), settings.seed, top_k=settings.top_k)
-    frozen = {name: load_frozen(encoders[name]) for name in ("detector", "dvae")}
-    pictured = [sources["test"].read(int(row), audio=False) for row in test.cache.source_row[: len(codes)]]
-    found, generated, reconstructed = named_objects_found(frozen, codes, batch["image_codes"], pictured)
-    results |= found
-    params, detector = frozen["detector"]
-    if pictured[0].boxes is not None and len(sources["test"].class_names) == detector["num_classes"]:
-        scores = evaluate_detector(params, detector, sources["test"], batch_size=16)
-        results |= {f"encoders/detector/test_{name}": value for name, value in scores.items()}
+    drawn = drawable(text_batches)[: settings.pictures]
+    pictured, reconstructed, generated = [], [], []
+    frozen = {name: load_frozen(encoders[name]) for name in ("detector", "dvae") if name in encoders}
+    if len(drawn):
+        say("pictures from texts")
+        results |= pretrained.code_accuracy(model, text_batches)
+        (batch,) = batches("test", drawn, len(drawn))
+        codes = model.codes(batch, (True, False, False), settings.seed, top_k=settings.top_k)
+        pictured = [sources["test"].read(rows_of(test, row), audio=False) for row in drawn]
+        found, generated, reconstructed = named_objects_found(frozen, codes, batch["image_codes"], pictured)
+        results |= found
+    if "detector" in frozen:
+        params, detector = frozen["detector"]
+        boxes = pictured and pictured[0].boxes is not None
+        if boxes and len(sources["test"].class_names) == detector["num_classes"]:
+            scores = evaluate_detector(params, detector, sources["test"], batch_size=16)
+            results |= {f"encoders/detector/test_{name}": value for name, value in scores.items()}
 
-    say("linear probes")
-    probe_train = batches("train", settings.probe_train, settings.batch_size)
-    held_out = batches("validation", len(loaders["validation"].cache), settings.batch_size)
-    probe_test = batches("test", len(test.cache), settings.batch_size)
-    results |= pretrained.probe(model, probe_train, held_out, probe_test)
+    if sources["test"].class_names:
+        say("linear probes")
+        splits = {"train": usable["train"][: settings.probe_train], "validation": held_out}
+        splits["test"] = usable["test"]
+        tried = (batches(split, rows, settings.batch_size) for split, rows in splits.items())
+        results |= pretrained.probe(model, *tried, available)
 
     say("examples")
     examples = Examples(directory, sources["test"])
-    for direction, (queries, item) in pretrained.DIRECTIONS.items():
+    for direction, (queries, item) in pretrained.directions(available).items():
         scores = best[0][direction]
         # Once re-ranked, what is left of the scores is an order.
         reranked = (weights[direction] or weights["text_to_image"]).get("matching")
@@ -109,18 +125,44 @@ def evaluate(
                 direction,
                 queries,
                 item,
-                rows_of(test, query),
-                [rows_of(test, i) for i in items],
+                rows_of(test, usable["test"][query]),
+                [rows_of(test, usable["test"][i]) for i in items],
                 None if reranked else scores[query, items],
             )
     for number in range(min(settings.examples, len(rows))):
-        examples.caption(rows[number], {name: texts[name][number] for name in texts})
-        examples.transcript(rows[number], texts["audio"][number], texts["image_audio"][number])
+        written = {name: texts[name][number] for name in texts}
+        examples.caption(rows[number], written, available)
+        if "audio" in available:
+            examples.transcript(rows[number], written)
     for number in range(min(settings.examples * 2, len(pictured))):
-        examples.generated(rows_of(test, number), reconstructed[number], generated[number])
+        examples.generated(rows_of(test, drawn[number]), reconstructed[number], generated[number])
     examples.write()
     say("done")
     return {key: value if isinstance(value, str) else number_or_none(value) for key, value in results.items()}
+
+
+def available_modalities(loader: Loader) -> tuple[str, ...]:
+    """The modalities that occur in a split. Raises CacheError without text and one more."""
+    present = loader.cache.presence.any(axis=0)
+    available = tuple(name for name, some in zip(pretrained.MODALITIES, present, strict=True) if some)
+    if "text" not in available or len(complete_rows(loader, available)) < 2:
+        raise CacheError(
+            f"the split {loader.cache.manifest.split!r} has {', '.join(available) or 'nothing'}, but hardly a"
+            " row with all of them; evaluation needs texts with pictures or recordings"
+        )
+    return available
+
+
+def complete_rows(loader: Loader, available) -> np.ndarray:
+    """Rows of the cache [n] that have all of the available modalities."""
+    needed = np.isin(pretrained.MODALITIES, available)
+    return np.flatnonzero(loader.cache.presence[:, needed].all(axis=1))
+
+
+def drawable(batches) -> np.ndarray:
+    """Rows of the cache, of those in some batches, whose picture has codes."""
+    rows = [batch["index"][(batch["image_codes"] >= 0).all(1) & batch["present"][:, 1]] for batch in batches]
+    return np.concatenate(rows)
 
 
 def rows_of(loader: Loader, row: int) -> int:

@@ -1,9 +1,7 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +10,7 @@ from tiny_cache import SCHEMA, TinyExtractor, TinySource
 
 from opt_jax.cache import CacheError, FeatureCache, FingerprintMismatch, Schema, build_cache
 from opt_jax.cache.verify import verify
+from opt_jax.data.triplet import UnusableSampleError
 
 FINGERPRINT = {"source": {"seed": 0}, "encoders": {"dvae": "abc"}}
 
@@ -87,41 +86,6 @@ def test_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert not finished.seen
 
 
-def test_kill_and_go_on(tmp_path):
-    build(tmp_path / "whole")
-    script = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tiny_cache import *
-from opt_jax.cache import build_cache
-die = lambda call: os.kill(os.getpid(), signal.SIGKILL) if call == 2 else None
-build_cache(TinySource(), TinyExtractor(before=die), {str(tmp_path / "cut")!r}, {FINGERPRINT!r},
-            split="train", schema=SCHEMA, examples_per_shard=3)
-"""
-    killed = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert killed.returncode == -signal.SIGKILL
-    # What a kill in the middle of a write leaves behind.
-    (tmp_path / "cut" / "opt-train.array_record-00002-of-00004.partial").write_bytes(b"half")
-    again = TinyExtractor()
-    build(tmp_path / "cut", extractor=again)
-    assert len(again.seen) == 4
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-
-
-def test_finishing_can_be_interrupted_too(tmp_path, monkeypatch):
-    build(tmp_path / "whole")
-    import opt_jax.cache.build as module
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_remove_leftovers", lambda directory: None)
-        build(tmp_path / "cut")
-        (tmp_path / "cut" / "manifest.json").unlink()
-    extractor = TinyExtractor()
-    build(tmp_path / "cut", extractor=extractor)
-    assert not extractor.seen
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-
-
 def test_bad_rows_are_set_aside(tmp_path):
     class Silent(TinyExtractor):
         def _one(self, triplet):
@@ -132,16 +96,26 @@ def test_bad_rows_are_set_aside(tmp_path):
                 arrays["region_features"] = np.full((1, 4), 1e6)
             return arrays
 
-    manifest = build(tmp_path, TinySource(broken=(0, 1, 2)), Silent(rejected=("tiny-003",)))
+    class Mixed(TinySource):
+        def __getitem__(self, row):
+            if row == 1:
+                raise UnusableSampleError("tiny-001", "image", "is no picture")
+            return super().__getitem__(row)
+
+        def origin(self, row):
+            return "web" if row < 5 else "books"
+
+    manifest = build(tmp_path, Mixed(broken=(0, 2)), Silent(rejected=("tiny-003",)))
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    assert [(line["row"], line["id"], line["stage"]) for line in lines] == [
-        (0, None, "reading"),
-        (1, None, "reading"),
-        (2, None, "reading"),
-        (3, "tiny-003", "extraction"),
-        (5, "tiny-005", "extraction"),
-        (6, "tiny-006", "extraction"),
+    assert [(line["row"], line["id"], line["source"], line["stage"]) for line in lines] == [
+        (0, None, "web", "reading"),
+        (1, "tiny-001", "web", "reading"),
+        (2, None, "web", "reading"),
+        (3, "tiny-003", "web", "extraction"),
+        (5, "tiny-005", "books", "extraction"),
+        (6, "tiny-006", "books", "extraction"),
     ]
+    assert lines[1]["reason"] == "sample 'tiny-001': image is no picture"
     assert "cannot decode" in lines[0]["reason"] and "no region" in lines[3]["reason"]
     assert "empty" in lines[4]["reason"] and "not finite as float16" in lines[5]["reason"]
     assert manifest.num_rows == 4 and manifest.num_quarantined == 6 and manifest.num_source_rows == 10
@@ -151,7 +125,7 @@ def test_bad_rows_are_set_aside(tmp_path):
     assert [cache[row]["id"] for row in range(4)] == ["tiny-004", "tiny-007", "tiny-008", "tiny-009"]
     assert not verify(tmp_path)
     with pytest.raises(CacheError, match="all 10 rows were unusable"):
-        build(tmp_path / "none", TinySource(broken=tuple(range(10))))
+        build(tmp_path / "none", Mixed(broken=tuple(range(10))))
 
 
 @pytest.mark.parametrize(

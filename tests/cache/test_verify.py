@@ -1,14 +1,18 @@
 import json
+import os
 import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tiny_cache import SCHEMA, TinyExtractor, TinySource
 
 from opt_jax.cache import CacheError, FeatureCache, build_cache
+from opt_jax.cache.manifest import load_arrays, save_arrays
 from opt_jax.cache.schema import caption_key, deserialize, serialize
+from opt_jax.cache.shard import READER_OPTIONS, WRITER_OPTIONS
 from opt_jax.cache.verify import verify
 
 SHARD = "opt-train.array_record-00001-of-00004"
@@ -44,15 +48,64 @@ def test_flipped_bit_is_found_and_named(directory):
     assert named == {0, 1, 2}
 
 
+def test_records_in_another_order_are_found_and_named(directory):
+    path = os.fspath(directory / SHARD)
+    records = ArrayRecordReader(path, READER_OPTIONS).read_all()
+    writer = ArrayRecordWriter(path, WRITER_OPTIONS)
+    for position in (1, 0, 2):
+        writer.write(records[position])
+    writer.close()
+    problems = verify(directory)
+    assert "sha256" in problems[0]
+    assert problems[1:] == [
+        f"{SHARD}: record {row} (id tiny-00{row + 3}) is damaged (checksum differs)" for row in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("flips", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_any_flipped_bit_of_a_shard_is_found(directory, flips):
+    path, draw = directory / SHARD, np.random.default_rng(flips)
+    content = path.read_bytes()
+    for bit in draw.choice(8 * len(content), flips, replace=False).tolist():
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        problems = verify(directory)
+        assert problems and all(problem.startswith(SHARD) for problem in problems), bit
+        assert "records 0 to 2 (ids tiny-003 to tiny-005)" in problems[0]
+        for row in range(3):
+            # What is not named reads as it was written; what is named may be whole beside its damaged header.
+            if not any(f"record {row} (id tiny-00{row + 3})" in problem for problem in problems[1:]):
+                if "cannot be opened" not in problems[-1] and "expected records" not in problems[-1]:
+                    assert FeatureCache(directory)[row + 3]["id"] == f"tiny-00{row + 3}"
+
+
+@pytest.mark.parametrize("flips", [40, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["manifest.json", "rows.npz", "statistics.npz", "dataset_info.json"])
+def test_any_flipped_bit_of_a_small_file_is_found(directory, name, flips):
+    path, draw = directory / name, np.random.default_rng(flips)
+    content = path.read_bytes()
+    for bit in draw.choice(8 * len(content), flips, replace=False).tolist():
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert any(name in problem for problem in verify(directory)), bit
+        with pytest.raises(CacheError, match=name):
+            FeatureCache(directory)
+
+
 def test_truncated_and_missing_shards(directory):
     path = directory / SHARD
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    assert any(problem.startswith(SHARD) for problem in verify(directory))
-    with pytest.raises(CacheError, match=SHARD):
-        FeatureCache(directory)
+    for size in [0, 1, 100, len(content) // 2, len(content) - 1]:
+        path.write_bytes(content[:size])
+        problems = verify(directory)
+        assert all(problem.startswith(SHARD) for problem in problems)
+        assert "records 0 to 2 (ids tiny-003 to tiny-005)" in problems[0]
+        with pytest.raises(CacheError, match=SHARD):
+            FeatureCache(directory)
     path.unlink()
-    assert verify(directory) == [f"{SHARD}: missing"]
+    assert verify(directory) == [f"{SHARD}: missing, with records 0 to 2 (ids tiny-003 to tiny-005)"]
     with pytest.raises(CacheError, match=SHARD):
         FeatureCache(directory)
 
@@ -69,8 +122,20 @@ def test_edited_manifest_and_small_files(directory):
     path.write_text("{")
     with pytest.raises(CacheError, match="damaged"):
         FeatureCache(directory)
+    # The same content, written otherwise: somebody has been there.
+    path.write_text('{"num_rows": 9,' + original[1:])
+    assert "edited" in verify(directory)[0]
+    for text in ("[]", "null", "3", '{"format": 1}', original.replace('"shards": [', '"shards": [3,')):
+        path.write_text(text)
+        assert "manifest.json is damaged" in verify(directory)[0]
     path.write_text(original)
+    arrays = load_arrays(directory / "rows.npz")
+    whole = (directory / "rows.npz").read_bytes()
+    save_arrays(directory / "rows.npz", arrays | {"checksum": arrays["checksum"] + 1})
+    assert verify(directory) == ["rows.npz: sha256 is not the manifest's"]
     rows = directory / "rows.npz"
+    rows.write_bytes(whole)
+    assert verify(directory) == []
     rows.write_bytes(rows.read_bytes() + b"x")
     assert verify(directory) == ["rows.npz: sha256 is not the manifest's"]
     with pytest.raises(CacheError, match="rows.npz"):

@@ -25,6 +25,8 @@ class SpokenScenes:
       SourceError: the split is not there, not finished, or its manifest is damaged.
     """
 
+    modalities = ("text", "image", "audio")
+
     def __init__(self, directory, split: str):
         self._folder = Path(directory) / split
         path = self._folder / "manifest.json"
@@ -79,6 +81,10 @@ class SpokenScenes:
             with open(self._folder / "captions.jsonl") as lines:
                 self._rows = [json.loads(line) for line in lines]
         return self._rows[index]
+
+    def origin(self, index: int) -> str:
+        """All samples come from the generator."""
+        return "spoken_scenes"
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, split, count and the hash of the manifest, which itself holds the hashes of all shards."""

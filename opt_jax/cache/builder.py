@@ -1,0 +1,133 @@
+"""Builds a cache: cuts the source into shard tasks, runs those not yet done, and finishes."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from opt_jax.cache import engines
+from opt_jax.cache.finish import INPUTS, finish, remove_leftovers
+from opt_jax.cache.manifest import (
+    MANIFEST,
+    CacheError,
+    FingerprintMismatch,
+    Manifest,
+    read_manifest,
+    write_atomically,
+)
+from opt_jax.cache.schema import Schema
+from opt_jax.cache.shard import ShardTask
+from opt_jax.configuration import differences
+from opt_jax.metrics_log import progress
+
+
+def build_cache(
+    source,
+    extractor,
+    directory,
+    fingerprint: Mapping,
+    *,
+    split: str,
+    schema: Schema,
+    examples_per_shard: int = 256,
+    processes: int = 1,
+    beam: Sequence[str] | None = None,
+) -> Manifest:
+    """Extracts the features of every triplet of `source` into `directory`, or goes on where a build was
+    killed.
+
+    Args:
+      source: random access to triplets (`opt_jax.data.triplet`).
+      extractor: has `extract(triplets) -> list`, one result a triplet: a mapping of the arrays in
+        `opt_jax.cache.schema.FIELDS` of its present modalities, or a `Quarantine`. Called once a shard. It
+        has to be deterministic, and one row's result must not depend on the others. Other processes get
+        pickled copies of it and of the source; `opt_jax.cache.extraction.Extraction` is small as a pickle.
+      directory: one directory a split.
+      fingerprint: JSON-able, says what determines the content (source, encoders, config).
+      split: name of the split in file names.
+      schema: sizes of the arrays.
+      examples_per_shard: rows of the source a shard. Two shards of triplets are in memory at a time, one for
+        each process where there are several.
+      processes: on this machine. A program that asks for more than one needs the guard
+        `if __name__ == "__main__":`, as these processes import it.
+      beam: options of an Apache Beam pipeline, as ["--runner=DirectRunner"]; its workers run the tasks, and
+        must see the directory, the source and the encoders at the same paths.
+
+    Returns:
+      The manifest. Where the finished cache is there already, nothing else happens.
+
+    Raises:
+      FingerprintMismatch: the directory holds a cache, finished or not, that was made by something else.
+      CacheError: the source is empty, no row of it was usable, a worker process died, or Apache Beam is
+        missing.
+    """
+    directory = Path(directory).absolute()
+    if not len(source):
+        raise CacheError(f"the source of split {split!r} has no rows")
+    inputs = {
+        "fingerprint": json.loads(json.dumps(fingerprint)),
+        "schema": vars(schema),
+        "split": split,
+        "num_source_rows": len(source),
+        "examples_per_shard": examples_per_shard,
+        "class_names": list(source.class_names),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        _demand_equal(directory, _inputs_of(manifest), inputs)
+        remove_leftovers(directory)
+        return manifest
+    started = directory / INPUTS
+    if started.exists():
+        _demand_equal(directory, json.loads(started.read_text()), inputs)
+    elif any(path.suffix != ".partial" for path in directory.iterdir()):
+        raise CacheError(f"{directory} is not empty and holds no cache; use another directory")
+    else:
+        write_atomically(started, json.dumps(inputs, indent=1).encode())
+    tasks = _tasks(directory, split, len(source), examples_per_shard)
+    _run(tasks, (source, extractor, schema), processes, beam)
+    return finish(directory, tasks, inputs, schema)
+
+
+def _inputs_of(manifest: Manifest) -> dict:
+    return {
+        "fingerprint": manifest.fingerprint,
+        "schema": vars(manifest.schema),
+        "split": manifest.split,
+        "num_source_rows": manifest.num_source_rows,
+        "examples_per_shard": manifest.examples_per_shard,
+        "class_names": list(manifest.class_names),
+    }
+
+
+def _demand_equal(directory: Path, found: Mapping, wanted: Mapping) -> None:
+    if differences(found, wanted):
+        raise FingerprintMismatch(directory, found, wanted)
+
+
+def _tasks(directory: Path, split: str, rows: int, size: int) -> list[ShardTask]:
+    starts = range(0, rows, size)
+    return [
+        ShardTask(directory, split, number, len(starts), start, min(start + size, rows))
+        for number, start in enumerate(starts)
+    ]
+
+
+def _run(tasks: Sequence[ShardTask], work: tuple, processes: int, beam: Sequence[str] | None) -> None:
+    """Runs the unfinished tasks; `work` is (source, extractor, schema)."""
+    pending = [task for task in tasks if not task.finished()]
+    if not pending:
+        return
+    if beam is not None:
+        finished = engines.on_beam(pending, *work, beam)
+    elif processes > 1:
+        finished = engines.in_processes(pending, *work, min(processes, len(pending)))
+    else:
+        finished = engines.in_this_process(pending, *work)
+    total = tasks[-1].stop
+    done = total - sum(task.stop - task.start for task in pending)
+    # Closed at once when interrupted: the workers have to stop.
+    with contextlib.closing(finished), progress(total, f"cache {tasks[0].split}", initial=done) as bar:
+        for task in finished:
+            bar.update(task.stop - task.start)

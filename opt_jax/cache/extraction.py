@@ -1,0 +1,71 @@
+"""The frozen encoders by their directories: an extractor that is small as a pickle."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opt_jax.cache.extractor import FeatureExtractor
+from opt_jax.cache.schema import Schema
+from opt_jax.encoders.frozen import load_frozen
+from opt_jax.encoders.tokenizer import Tokenizer
+
+EXTRACTION_VERSION = 1
+"""To be raised with every change of the code that changes features: older caches are refused then."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What decides the features of a triplet, and the extractor for `build_cache` that goes with it.
+
+    The encoders are loaded by the process that extracts, when it first does: nothing is where all shards are
+    there already, and each worker process has its own.
+
+    Attributes:
+      detector: directory of a frozen encoder, as `speech` and `pictures`; None: cells of a grid are regions.
+      speech: None: no triplet may have sound.
+      max_seconds: longer recordings are cut.
+      feature_dtype: 'float16' or 'bfloat16'.
+    """
+
+    detector: Path | None
+    speech: Path | None
+    pictures: Path
+    tokenizer: Tokenizer
+    max_seconds: float
+    feature_dtype: str = "float16"
+
+    def extract(self, triplets: Sequence) -> list:
+        """As `FeatureExtractor.extract`."""
+        return self._extractor.extract(triplets)
+
+    def schema(self) -> Schema:
+        """Sizes of what is extracted. Raises FrozenEncoderError."""
+        paths = (self.detector, self.speech, self.pictures)
+        encoders = [path and load_frozen(path) for path in paths]
+        codes = math.prod(encoders[2][1]["code_grid"])
+        return FeatureExtractor(*encoders, self.tokenizer, self.max_seconds).schema(codes, self.feature_dtype)
+
+    def fingerprint(self, source) -> dict[str, Any]:
+        """What a cache of `source` is made of. Raises FrozenEncoderError."""
+        return {"source": source.fingerprint(), "extractor": self._fingerprint} | {
+            "dtype": self.feature_dtype,
+            "code_version": EXTRACTION_VERSION,
+        }
+
+    @functools.cached_property
+    def _extractor(self) -> FeatureExtractor:
+        return FeatureExtractor.from_directories(*self._arguments)
+
+    @functools.cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return FeatureExtractor.fingerprint(*self._arguments)
+
+    @property
+    def _arguments(self) -> tuple:
+        return self.detector, self.speech, self.pictures, self.tokenizer, self.max_seconds
+
+    def __reduce__(self):
+        return Extraction, (*self._arguments, self.feature_dtype)

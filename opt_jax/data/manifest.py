@@ -1,0 +1,51 @@
+"""Manifests: JSON lines or CSV that name pictures, sentences and recordings, one sample a row.
+
+    {"id": "0001", "image": "0001.jpg", "caption": "A dog runs.", "audio": "0001.flac", "labels": ["dog"]}
+
+Only `id` has to be there; paths are relative to the manifest. `references` (a list of captions beside the
+first) and `speaker` may be given too, and `group`: rows of one group are never held out from one another. In
+CSV the first row names the columns, an empty cell is nothing, and `labels` and `references` are separated by
+'|'. In .tsv quotes mean nothing.
+"""
+
+from pathlib import Path
+
+from opt_jax.data.lines import Lines
+from opt_jax.data.row import LISTS, Row, row_of
+from opt_jax.data.rows import RowSource
+from opt_jax.data.triplet import SourceError, UnusableSampleError
+
+FIELDS = ("id", "image", "caption", "audio", "labels", "references", "speaker", "group")
+
+
+class Manifest(RowSource):
+    """A manifest of JSON lines (.jsonl, .json) or CSV (.csv; .tsv with tabs)."""
+
+    kind = "manifest"
+    fields = FIELDS
+
+    def __init__(self, path, class_names=None):
+        path = Path(path)
+        self._delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+        table = self._delimiter is not None
+        self.lines = Lines(path, quoted=self._delimiter == ",", skip=1 if table else 0)
+        self._columns = self.lines.names(self._delimiter) if table else []
+        if table and "id" not in self._columns:
+            raise SourceError(f"{path}: its first row names no column `id`: {self._columns[:8]}")
+        super().__init__(self.kind, path.parent, {"sha256": self.lines.sha256}, class_names)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def row(self, index: int) -> Row:
+        if self._delimiter is None:
+            values = self.lines.json(index)
+        else:
+            cells = self.lines.cells(index, self._delimiter)
+            if len(cells) != len(self._columns):
+                reason = f"has {len(cells)} cells, the header {len(self._columns)}"
+                raise UnusableSampleError(self.lines.name_of(index), "row", reason)
+            values = {name: cell for name, cell in zip(self._columns, cells, strict=True) if cell}
+            values |= {name: list(filter(None, values[name].split("|"))) for name in LISTS if name in values}
+        values = {name: values[name] for name in self.fields if name in values}
+        return row_of(values, self.lines.name_of(index))

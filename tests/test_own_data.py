@@ -1,0 +1,84 @@
+"""Pre-training on a manifest at the smallest sizes: gaps, broken files, no speech at all."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from test_pipeline import smallest_config
+
+from opt_jax import pipeline
+from opt_jax.configuration import ConfigError
+from opt_jax.validation import validate
+
+WORDS = ("red", "blue", "green", "dark", "bright", "small")
+
+
+def write_split(folder, split, count, *, speech=True, gaps=True):
+    """A manifest of `count` usable rows; with `gaps` some lack a modality, and one more is broken."""
+    rng, rows = np.random.default_rng(len(split)), []
+    (folder / split).mkdir(parents=True)
+    for number in range(count):
+        name, caption = f"{split}/{number}", " ".join(rng.choice(WORDS, 3))
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / f"{name}.png")
+        row = {"id": name, "caption": caption, "image": f"{name}.png", "labels": [caption.split()[0]]}
+        if speech:
+            soundfile.write(folder / f"{name}.wav", 0.1 * rng.standard_normal(8000), 8000)
+            row["audio"] = f"{name}.wav"
+        if gaps and number % 8 == 1:
+            del row["image"]
+        if gaps and number % 8 == 2:
+            row.pop("audio", None)
+        if gaps and number % 8 == 3:
+            del row["caption"]
+        rows.append(row)
+    if gaps:
+        (folder / split / "broken.png").write_bytes(b"")
+        rows.append({"id": "broken", "caption": "a", "image": f"{split}/broken.png"})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"{split}.jsonl").write_text(lines)
+
+
+def config_of(folder, workdir):
+    config = smallest_config(workdir, "manifest")
+    config.data.manifest = str(folder)
+    config.loader.update(text_lengths=(16,), audio_lengths=(64,))
+    config.evaluation.update(probe_train=16, pool_size=100)
+    validate(config, 1)
+    return config
+
+
+def test_gaps_and_broken_files_cost_their_rows_only(tmp_path, capsys):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    for split, count in (("train", 32), ("validation", 12), ("test", 16)):
+        write_split(data, split, count)
+    results = pipeline.run(config_of(data, workdir), workdir)
+    assert results["triplets/train"] == 32 and results["set_aside/train"] == 1
+    (line,) = (workdir / "cache/train/features/quarantine.jsonl").read_text().splitlines()
+    line = json.loads(line)
+    assert (line["id"], line["source"], line["row"]) == ("broken", "manifest", 32)
+    assert "image file is empty" in line["reason"]
+    # Of 16 test rows 6 lack something; the others are one pool.
+    assert results["retrieval/pool"] == 10
+    assert "only 10 test rows have text and image and audio" in capsys.readouterr().out
+    for key in ("retrieval/image_to_text/R@1", "speech_recognition/audio_image/WER", "classification/I/mAP"):
+        assert np.isfinite(results[key]), key
+    assert "encoders/detector/ap50" not in results
+    assert "data:image/png;base64" in (workdir / "report.html").read_text()
+
+
+def test_pictures_and_words_alone_are_enough(tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    for split, count in (("train", 24), ("validation", 12), ("test", 12)):
+        write_split(data, split, count, speech=False, gaps=False)
+    results = pipeline.run(config_of(data, workdir), workdir)
+    assert np.isfinite(results["retrieval/text_to_image/R@1"])
+    assert np.isfinite(results["captioning/image/CIDEr"])
+    assert not [key for key in results if "audio" in key or "wav2vec2" in key]
+
+
+def test_a_manifest_that_is_not_named_is_asked_for(tmp_path):
+    config = smallest_config(tmp_path, "manifest")
+    with pytest.raises(ConfigError, match=r"--config\.data\.manifest=data/mine"):
+        validate(config, 1)
