@@ -40,7 +40,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["opt_jax", "opt_jax.*"]),
-    package_data={"opt_jax.evaluation": ["*.jinja", "*.css"]},
+    package_data={"opt_jax.evaluation": ["*.jinja", "*.css"], "opt_jax.data": ["*.jinja"]},
     python_requires=">=3.11",
     install_requires=core,
     extras_require={
