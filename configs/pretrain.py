@@ -119,7 +119,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.encoders[name] = load(ENCODERS / f"{name}.py", "tiny")
         config.encoders[name].pretrained = ""
     if own:  # people, not a synthesizer, and perhaps few of them
-        config.encoders.wav2vec2.batches.bucket_seconds = (1.7, 3.1, 5.0)
         config.encoders.wav2vec2.ctc.train.steps = 1200
     # Costs minutes that `tiny` has not: what CTC reaches without the self-supervised half, for comparison.
     config.encoders.wav2vec2.ctc.compare_scratch = variant == "small"

@@ -24,6 +24,7 @@ from opt_jax.cache.reader import FeatureCache
 from opt_jax.convert.uniter import for_standardised_regions
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader, LoaderConfig
+from opt_jax.data.mixture import row_weights
 from opt_jax.data.sources import open_splits
 from opt_jax.encoders.dvae_training import train_dvae
 from opt_jax.encoders.faster_rcnn_training import train_detector
@@ -53,7 +54,8 @@ def run(config, workdir) -> dict:
     tokenizer = make_tokenizer(config, workdir, sources)
     encoders = make_encoders(config, workdir, sources)
     caches = make_caches(config, workdir, sources, tokenizer, encoders)
-    params, model, statistics = pretrain(config, workdir, caches, tokenizer, encoders)
+    weights = row_weights(sources["train"])
+    params, model, statistics = pretrain(config, workdir, caches, tokenizer, encoders, weights)
     return make_report(config, workdir, sources, caches, tokenizer, encoders, (model, params, statistics))
 
 
@@ -191,7 +193,7 @@ def make_loader(
         workers=config.loader.workers,
     )
     index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
-    return Loader(cache, settings, process_index=index, process_count=count)
+    return Loader(cache, settings, weights=weights, process_index=index, process_count=count)
 
 
 def region_positions(config, caches: Mapping[str, FeatureCache]) -> int:
@@ -220,13 +222,20 @@ def build_model(config, cache: FeatureCache, tokenizer, num_codes: int) -> tuple
     return OPT(config.model.to_dict(), sizes), statistics
 
 
-def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, encoders: dict[str, Path]):
-    """Pre-trains OPT on the cache; returns (params, model, statistics)."""
+def pretrain(
+    config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, encoders: dict[str, Path], weights=None
+):
+    """Pre-trains OPT on the cache; returns (params, model, statistics).
+
+    weights: float32 [rows of the training source], visits of each in an epoch, on average; None: one each.
+    """
     codes = load_frozen(encoders["dvae"])[1]["vocab_size"]
     model, statistics = build_model(config, caches["train"], tokenizer, codes)
     task = pretraining_task(model, statistics, corruption_settings(config, tokenizer), config.objectives)
     regions = region_positions(config, caches)
-    loader = make_loader(config, caches["train"], regions)
+    if weights is not None:
+        weights = weights[caches["train"].source_row]
+    loader = make_loader(config, caches["train"], regions, weights=weights)
     print(
         "pre-training batches:",
         ", ".join(f"{name} {value:.4g}" for name, value in loader.report().items()),
@@ -242,6 +251,8 @@ def pretrain(config, workdir: Path, caches: dict[str, FeatureCache], tokenizer, 
         "audio_stack": config.cache.audio_stack,
         "max_regions": regions,
     }
+    if weights is not None:
+        inputs["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
     initial = None
     if config.initial_parameters:
         initial = load_frozen(config.initial_parameters)[0]
