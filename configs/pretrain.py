@@ -113,7 +113,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     # They go with the data, not with the size of the model: Spoken Scenes needs no more than these. A
     # directory in `pretrained` (model.safetensors, model.sha256, config.json) replaces the training.
     config.encoders = ConfigDict()
-    config.encoders.regions = "grid" if own else "detector"  # 'grid': cells of the dVAE's last map
+    # 'detector'; 'grid': cells of the dVAE's last map; 'ready': every picture comes with its regions.
+    config.encoders.regions = "grid" if own else "detector"
+    config.encoders.ready = ConfigDict(dict(size=2048, classes=1600))
     config.encoders.tokenizer = ConfigDict(dict(kind="train", vocab_size=400, name="bert-base-uncased"))
     for name in ("detector", "wav2vec2", "dvae"):
         config.encoders[name] = load(ENCODERS / f"{name}.py", "tiny")

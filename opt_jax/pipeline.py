@@ -122,13 +122,14 @@ def make_encoders(config, workdir: Path, sources: dict) -> dict[str, Path]:
 
 
 def encoder_names(config, modalities) -> list[str]:
-    """The encoders that a run uses: a grid needs no detector, and data without speech no wav2vec 2.0."""
-    names = list(ENCODERS)
-    if config.encoders.regions != "detector":
-        names.remove("detector")
-    if "audio" not in modalities and not config.encoders.wav2vec2.pretrained:
-        names.remove("wav2vec2")
-    return names
+    """The encoders that a run uses: a grid needs no detector, data without speech no wav2vec 2.0, and data
+    without pixels no dVAE."""
+    needed = {
+        "detector": config.encoders.regions == "detector",
+        "wav2vec2": "audio" in modalities or config.encoders.wav2vec2.pretrained,
+        "dvae": "image" in modalities or config.encoders.dvae.pretrained,
+    }
+    return [name for name in ENCODERS if needed[name]]
 
 
 def make_caches(
@@ -142,7 +143,9 @@ def make_caches(
         speech = ConfigDict(load_frozen(encoders["wav2vec2"])[1])
         max_frames = int(frame_count(int(max_seconds * SAMPLE_RATE), speech))
     paths = [encoders.get(name) for name in ENCODERS]
-    extraction = Extraction(*paths, tokenizer, max_seconds, config.cache.dtype)
+    ready = (config.encoders.ready.size, config.encoders.ready.classes)
+    ready = ready if config.encoders.regions == "ready" else None
+    extraction = Extraction(*paths, tokenizer, max_seconds, config.cache.dtype, ready)
     caches = {}
     for split in SPLITS:
         directory = workdir / "cache" / split
@@ -229,7 +232,7 @@ def pretrain(
 
     weights: float32 [rows of the training source], visits of each in an epoch, on average; None: one each.
     """
-    codes = load_frozen(encoders["dvae"])[1]["vocab_size"]
+    codes = load_frozen(encoders["dvae"])[1]["vocab_size"] if "dvae" in encoders else 1
     model, statistics = build_model(config, caches["train"], tokenizer, codes)
     task = pretraining_task(model, statistics, corruption_settings(config, tokenizer), config.objectives)
     regions = region_positions(config, caches)

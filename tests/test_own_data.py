@@ -9,6 +9,7 @@ from PIL import Image
 from test_pipeline import smallest_config
 
 from opt_jax import pipeline
+from opt_jax.cache import CacheError
 from opt_jax.configuration import ConfigError
 from opt_jax.validation import validate
 
@@ -82,3 +83,28 @@ def test_a_manifest_that_is_not_named_is_asked_for(tmp_path):
     config = smallest_config(tmp_path, "manifest")
     with pytest.raises(ConfigError, match=r"--config\.data\.manifest=data/mine"):
         validate(config, 1)
+
+
+def test_ready_regions_need_no_pixels(tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    rng = np.random.default_rng(0)
+    (data / "features").mkdir(parents=True)
+    for split, count in (("train", 24), ("validation", 12), ("test", 12)):
+        rows = [{"id": f"{split}-{i}", "caption": " ".join(rng.choice(WORDS, 3))} for i in range(count)]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            arrays = dict(feat=rng.standard_normal((5, 7)), pred_boxes=np.tile([1.0, 2, 30, 40], (5, 1)))
+            arrays |= dict(scores=np.ones(5), pred_classes=np.arange(5), width=60, height=50)
+            np.savez(data / "features" / f"{row['id']}.npz", **arrays)
+    config = config_of(f"region_npz:{data}/features,captions={data}/{{split}}.jsonl", workdir)
+    config.encoders.regions = "ready"
+    config.encoders.ready.update(size=7, classes=5)
+    config.objectives.weights.mrc = 1.0
+    validate(config, 1)
+    results = pipeline.run(config, workdir)
+    assert results["triplets/train"] == 24 and results["set_aside/train"] == 0
+    assert np.isfinite(results["retrieval/image_to_text/R@1"])
+    assert not [key for key in results if "dvae" in key or "text_to_image/code" in key]
+    config.encoders.ready.size = 8
+    with pytest.raises(CacheError, match="regions are 7 wide, expected 8"):
+        pipeline.run(config, tmp_path / "other")

@@ -36,7 +36,9 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
     add("--out", required=True, type=Path, help="directory of the cache, one for each split")
     add("--detector", type=Path, help="directory of a frozen encoder; without it, regions are a grid's cells")
     add("--wav2vec2", type=Path, help="directory of a frozen encoder; without it no row may have sound")
-    add("--dvae", required=True, type=Path, help="directory of a frozen encoder")
+    add("--dvae", type=Path, help="directory of a frozen encoder; without it no row may have pixels")
+    sizes = ("WIDTH", "CLASSES")
+    add("--ready", nargs=2, type=int, metavar=sizes, help="of the regions that every picture comes with")
     add("--tokenizer", required=True, help="directory, or a name as bert-base-uncased")
     add("--dtype", default="float16", choices=["float16", "bfloat16"], help="of the features")
     add("--max_seconds", type=float, default=30.0, help="longer recordings are cut")
@@ -49,6 +51,9 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
         parser.error(f"unknown: {' '.join(rest)} (options of Apache Beam need --runner)")
     if flags.examples_per_shard < 1 or flags.processes < 1:
         parser.error("--examples_per_shard and --processes are at least 1")
+    if not flags.dvae and not flags.ready and flags.detector:
+        parser.error("--detector looks at pictures in pixels, which need --dvae too")
+    flags.ready = tuple(flags.ready) if flags.ready else None
     if flags.runner is not None and flags.processes > 1:
         parser.error("--processes is for this machine alone; with --runner give Beam's options")
     return flags, None if flags.runner is None else [f"--runner={flags.runner}", *rest]
@@ -57,7 +62,8 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
 def run(flags: argparse.Namespace, beam: list[str] | None) -> Manifest:
     """Opens everything and builds. Raises what `opt_jax.main.expected_errors` lists."""
     paths = [directory and directory.absolute() for directory in (flags.detector, flags.wav2vec2, flags.dvae)]
-    extraction = Extraction(*paths, load_tokenizer(flags.tokenizer), flags.max_seconds, flags.dtype)
+    options = (load_tokenizer(flags.tokenizer), flags.max_seconds, flags.dtype, flags.ready)
+    extraction = Extraction(*paths, *options)
     source = open_splits(flags.source, [flags.split])[flags.split]  # its classes are those of training
     return build_cache(
         source,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,19 @@ class Extraction:
 
     Attributes:
       detector: directory of a frozen encoder, as `speech` and `pictures`; None: cells of a grid are regions.
-      speech: None: no triplet may have sound.
+      speech, pictures: None: no triplet may have sound, or pixels.
       max_seconds: longer recordings are cut.
       feature_dtype: 'float16' or 'bfloat16'.
+      ready: (width, classes) of the regions that every picture comes with; None: they are made here.
     """
 
     detector: Path | None
     speech: Path | None
-    pictures: Path
+    pictures: Path | None
     tokenizer: Tokenizer
     max_seconds: float
     feature_dtype: str = "float16"
+    ready: tuple[int, int] | None = None
 
     def extract(self, triplets: Sequence) -> list:
         """As `FeatureExtractor.extract`."""
@@ -45,8 +46,8 @@ class Extraction:
         """Sizes of what is extracted. Raises FrozenEncoderError."""
         paths = (self.detector, self.speech, self.pictures)
         encoders = [path and load_frozen(path) for path in paths]
-        codes = math.prod(encoders[2][1]["code_grid"])
-        return FeatureExtractor(*encoders, self.tokenizer, self.max_seconds).schema(codes, self.feature_dtype)
+        extractor = FeatureExtractor(*encoders, self.tokenizer, self.max_seconds, self.ready)
+        return extractor.schema(self.feature_dtype)
 
     def fingerprint(self, source) -> dict[str, Any]:
         """What a cache of `source` is made of. Raises FrozenEncoderError."""
@@ -65,7 +66,7 @@ class Extraction:
 
     @property
     def _arguments(self) -> tuple:
-        return self.detector, self.speech, self.pictures, self.tokenizer, self.max_seconds
+        return self.detector, self.speech, self.pictures, self.tokenizer, self.max_seconds, self.ready
 
     def __reduce__(self):
-        return Extraction, (*self._arguments, self.feature_dtype)
+        return Extraction, (*self._arguments[:-1], self.feature_dtype, self.ready)

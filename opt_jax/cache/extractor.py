@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,14 +32,16 @@ class FeatureExtractor:
     """`extract(triplets)` for `opt_jax.cache.build_cache`.
 
     Encoders are (params, config) as `load_frozen` gives them. Without a detector the cells of the dVAE's last
-    map stand as regions; without a speech encoder no triplet may have speech.
+    map stand as regions, or, with `ready` (width of the features, number of classes), every picture has to
+    come with regions. Without a speech encoder no triplet may have speech, without a dVAE none pixels.
     """
 
     detector: tuple[dict, dict] | None
     speech: tuple[dict, dict] | None
-    pictures: tuple[dict, dict]
+    pictures: tuple[dict, dict] | None
     tokenizer: Tokenizer
     max_seconds: float
+    ready: tuple[int, int] | None = None
 
     def __post_init__(self):
         shortest = receptive_field(self._speech_config) / SAMPLE_RATE if self.speech else 0
@@ -50,41 +53,50 @@ class FeatureExtractor:
         cls,
         detector: Path | None,
         speech: Path | None,
-        pictures: Path,
+        pictures: Path | None,
         tokenizer: Tokenizer,
         max_seconds: float,
+        ready: tuple[int, int] | None = None,
     ):
         """Loads the encoders frozen in directories, onto the device."""
         loaded = [directory and load_frozen(directory) for directory in (detector, speech, pictures)]
         encoders = [some and (jax.device_put(some[0]), some[1]) for some in loaded]
-        return cls(*encoders, tokenizer, max_seconds)
+        return cls(*encoders, tokenizer, max_seconds, ready)
 
     @staticmethod
     def fingerprint(
-        detector: Path | None, speech: Path | None, pictures: Path, tokenizer: Tokenizer, max_seconds: float
+        detector: Path | None,
+        speech: Path | None,
+        pictures: Path | None,
+        tokenizer: Tokenizer,
+        max_seconds: float,
+        ready: tuple[int, int] | None = None,
     ) -> dict:
         """What decides the features, for the cache's fingerprint."""
+        regions = list(ready) if ready else "grid"
         return {
-            "detector": digest(detector) if detector else "grid",
+            "detector": digest(detector) if detector else regions,
             "wav2vec2": digest(speech) if speech else "none",
-            "dvae": digest(pictures),
+            "dvae": digest(pictures) if pictures else "none",
             "tokenizer": tokenizer.digest(),
             "max_seconds": max_seconds,
             "windows": [WINDOW_SECONDS, CONTEXT_SECONDS],
         }
 
-    def schema(self, codes_per_image: int, feature_dtype: str) -> Schema:
-        """Sizes of what this extractor writes."""
+    def schema(self, feature_dtype: str) -> Schema:
+        """Sizes of what this extractor writes; without an encoder 1 stands for its width or length."""
         if self.detector:
             region_size = faster_rcnn.from_config(self.detector[1]).feature_size
             region_classes = self.detector[1]["num_classes"] + 1
-        else:
-            region_size, region_classes = grid.feature_size(self.pictures[0]), 2
+        elif self.ready:
+            region_size, region_classes = self.ready[0], self.ready[1] + 1
+        else:  # cells, all of one class; or no picture at all
+            region_size, region_classes = grid.feature_size(self.pictures[0]) if self.pictures else 1, 2
         return Schema(
             region_size=region_size,
             region_classes=region_classes,
             audio_size=feature_size(self.speech[1]) if self.speech else 1,
-            num_codes=codes_per_image,
+            num_codes=math.prod(self.pictures[1]["code_grid"]) if self.pictures else 1,
             cls_id=self.tokenizer.cls_id,
             feature_dtype=feature_dtype,
         )
@@ -110,8 +122,12 @@ class FeatureExtractor:
         """The words of a triplet whose parts can all be used, else why not."""
         try:
             if triplet.image is not None:
+                if not self.pictures:
+                    raise UnusableSampleError(triplet.id, "image", "is there, but no discrete VAE for it")
                 check_image(triplet.image, triplet.id)
                 self._check_width(triplet)
+                if self.ready and triplet.regions is None:
+                    raise UnusableSampleError(triplet.id, "image", "comes without ready regions")
             if triplet.regions is not None:
                 self._check_regions(triplet)
             if triplet.audio is not None and not self.speech:
@@ -140,15 +156,15 @@ class FeatureExtractor:
 
     def _check_regions(self, triplet: Triplet) -> None:
         """Ready features have to be those of the detector that the others come from."""
-        schema, regions = self.schema(0, "float16"), triplet.regions
+        schema, regions = self.schema("float16"), triplet.regions
         if regions.features.shape[1] != schema.region_size:
             found, wanted = regions.features.shape[1], schema.region_size
-            raise UnusableSampleError(triplet.id, "regions", f"are {found} wide, the encoder's {wanted}")
-        if self.detector and regions.classes.max(initial=1) >= schema.region_classes:
+            raise UnusableSampleError(triplet.id, "regions", f"are {found} wide, expected {wanted}")
+        if regions.classes.max(initial=1) >= schema.region_classes:
             raise UnusableSampleError(
                 triplet.id,
                 "regions",
-                f"have classes up to {regions.classes.max()}, the detector {schema.region_classes - 1}",
+                f"have classes up to {regions.classes.max()}, expected at most {schema.region_classes - 1}",
             )
 
     @property

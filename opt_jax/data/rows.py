@@ -24,7 +24,7 @@ class RowSource:
 
     Attributes:
       class_names; name, of the kind of source.
-      modalities: of 'text', 'image' and 'audio' those that some row has.
+      modalities: of 'text', 'image', 'regions' and 'audio' those that some row has.
       groups: uint64 [N], equal for rows of one picture; 0 for an unusable row.
 
     Args:
@@ -77,7 +77,7 @@ class RowSource:
                 ids[index] = text_hash(row.id)
                 groups[index] = text_hash(row.group or row.image or row.features or row.id)
                 labels.update(row.labels)
-                named = {"text": row.caption, "image": row.image or row.features, "audio": row.audio}
+                named = {"text": row.caption, "image": row.image, "regions": row.features, "audio": row.audio}
                 self.modalities.update(part for part, value in named.items() if value is not None)
             except UnusableSampleError:
                 continue

@@ -85,7 +85,7 @@ class UnusableSampleError(ValueError):
 class Source(Protocol):
     """A split of triplets with deterministic random access; instances can be pickled.
 
-    modalities: of 'text', 'image' and 'audio' those that some sample has.
+    modalities: of 'text', 'image' (pixels), 'regions' (ready ones) and 'audio' those that some sample has.
     """
 
     class_names: Sequence[str]

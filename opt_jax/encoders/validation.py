@@ -9,7 +9,8 @@ ENCODERS = ("detector", "wav2vec2", "dvae")
 
 
 def check_encoders(config) -> Iterator[str]:
-    yield from one_of(config, "encoders.regions", ("detector", "grid"))
+    yield from one_of(config, "encoders.regions", ("detector", "grid", "ready"))
+    yield from positive(config, "encoders.ready.size", "encoders.ready.classes")
     if config.encoders.regions == "grid" and config.objectives.weights.mrc:
         yield (
             "config.objectives.weights.mrc needs the classes of a detector; set it to 0 where"

@@ -40,14 +40,14 @@ class Corruption:
 
 def rows_of(x: jax.Array, level: int, rows: tuple[int, int, int]) -> jax.Array:
     """The rows of x [B, ...] that belong to a level: [B * rows[level] / sum(rows), ...]."""
-    grouped = x.reshape(-1, sum(rows), *x.shape[1:])
+    grouped = x.reshape(len(x) // sum(rows), sum(rows), *x.shape[1:])  # not -1: x may be empty
     start = sum(rows[:level])
-    return grouped[:, start : start + rows[level]].reshape(-1, *x.shape[1:])
+    return grouped[:, start : start + rows[level]].reshape(len(grouped) * rows[level], *x.shape[1:])
 
 
 def with_rows(x: jax.Array, new: jax.Array, level: int, rows: tuple[int, int, int]) -> jax.Array:
     """x [B, ...] with the rows of a level replaced by `new`, as `rows_of` returned them."""
-    grouped = x.reshape(-1, sum(rows), *x.shape[1:])
+    grouped = x.reshape(len(x) // sum(rows), sum(rows), *x.shape[1:])  # not -1: x may be empty
     start = sum(rows[:level])
     grouped = grouped.at[:, start : start + rows[level]].set(
         new.reshape(grouped.shape[0], rows[level], *x.shape[1:])
