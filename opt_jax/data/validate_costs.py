@@ -42,9 +42,9 @@ class Encoders:
 # `opt_jax.benchmark.encoders` (7.2 s a picture, 600 s of speech in 56 s) and 2.6 s a picture for the dVAE.
 # The published detector keeps 10 to 100 regions of a picture; 36 is what the variant `base` takes.
 ENCODERS = (
-    Encoders("small detector", 10, 128, 64, 128, 20.48, 0.006, 0.0002, 0.0025),
-    Encoders("small, grid", 64, 128, 64, 128, 20.48, 0.0002, 0.0002, 0.0025),
-    Encoders("published", 36, 2048, 1024, 768, 122.88, 7.2, 2.6, 56 / 600),
+    Encoders("small detector", 10, 128, 64, 128, 5.12, 0.006, 0.0002, 0.0025),
+    Encoders("small, grid", 64, 128, 64, 128, 5.12, 0.0002, 0.0002, 0.0025),
+    Encoders("published", 36, 2048, 1024, 768, 30.72, 7.2, 2.6, 56 / 600),
 )
 
 

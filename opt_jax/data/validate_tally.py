@@ -13,11 +13,11 @@ from typing import NamedTuple
 from opt_jax.data.decoding import SAMPLE_RATE
 from opt_jax.data.triplet import Triplet, UnusableSampleError
 
-# Upper edges of the bars; 20.48 and 122.88 s, 128 words: what the models of configs/pretrain.py take.
+# Upper edges of the bars; 5.12 and 30.72 s, 128 words: what the models of configs/pretrain.py take.
 WORDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 1024)
-SECONDS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 20.48, 32, 48, 64, 96, 122.88, 300, 600, 1800)
+SECONDS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5.12, 8, 12, 16, 24, 30.72, 48, 64, 96, 128, 300, 600, 1800)
 PIXELS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
-CUTS = (20.48, 122.88)  # seconds
+CUTS = (5.12, 30.72)  # seconds
 KEYS = 100_000  # different things counted; what comes after them is counted together
 VOCABULARY = 500_000
 SAMPLES = 24

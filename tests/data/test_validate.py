@@ -101,7 +101,7 @@ def test_tallies_of_parts_add_up_to_that_of_all(broken):
     assert one.captions.tolist() == whole.captions
     assert one.tally.seconds.counts == whole.seconds.counts and whole.seconds.total == 33
     assert len(whole.samples) == 24  # of 33
-    assert one.tally.within.keys() == whole.within.keys() and whole.within[20.48] == pytest.approx(33 * 0.5)
+    assert one.tally.within.keys() == whole.within.keys() and whole.within[5.12] == pytest.approx(33 * 0.5)
 
 
 def test_a_good_source_and_what_is_in_it(folder, capsys):
@@ -127,9 +127,9 @@ def test_a_good_source_and_what_is_in_it(folder, capsys):
     assert re.search(r"^ +21  +a  PHOTO $", text, re.M)
     assert (
         "0.5 to 21 s" in text
-        and "recordings longer than 20.48 s, which the small variants cut off: 1" in text
+        and "recordings longer than 5.12 s, which the small variants cut off: 1" in text
     )
-    assert "122.88 s, which" not in text
+    assert "30.72 s, which" not in text
     assert "77.8 % of the captions are '  a  PHOTO '" in text
     assert "rows of one modality only, with which nothing can be matched: 20" in text
     assert "30 x 20 6" in text
@@ -309,11 +309,11 @@ def test_a_process_that_dies_ends_the_reading():
 
 def test_histograms_include_their_upper_edges():
     lengths = Histogram(SECONDS)
-    for value in (20.48, 20.4801, 0.1, 5000.0):
+    for value in (5.12, 5.1201, 0.1, 5000.0):
         lengths.add(value)
-    assert lengths.above(20.48) == 2 and lengths.above(122.88) == 1 and lengths.total == 4
+    assert lengths.above(5.12) == 2 and lengths.above(30.72) == 1 and lengths.total == 4
     bars = dict(lengths.bars())
-    assert bars["up to 20.48"] == 1 and bars["up to 32"] == 1 and bars["over 1,800"] == 1
+    assert bars["up to 5.12"] == 1 and bars["up to 8"] == 1 and bars["over 1,800"] == 1
     assert list(bars)[0] == "up to 0.25" and sum(bars.values()) == 4
     assert Histogram(SECONDS).bars() == []
 
@@ -324,7 +324,7 @@ def test_costs_by_hand_and_against_a_run():
     spoken = Triplet("a", image, "ab", np.zeros(30 * 16_000, np.float32), references=("ab",))
     tally.add(spoken, (), Place("train", "x", 0, 0))
     small, grid, published = costs(tally)
-    assert small["bytes"] == 350 + 4 + 64 * 4 + 10 * (256 + 36) + 20.48 * 50 * 256
+    assert small["bytes"] == 350 + 4 + 64 * 4 + 10 * (256 + 36) + 5.12 * 50 * 256
     assert published["bytes"] == 350 + 4 + 1024 * 4 + 36 * (4096 + 36) + 30 * 50 * 1536
     assert published["seconds"] == pytest.approx(7.2 + 2.6 + 30 * 56 / 600)
     regions = Regions(np.zeros((5, 2048), np.float32), np.zeros((5, 4)), np.ones(5), np.ones(5), 640, 480)
@@ -334,7 +334,7 @@ def test_costs_by_hand_and_against_a_run():
     assert costs(tally)[2]["bytes"] == 350 + 5 * (4096 + 36) and costs(tally)[2]["seconds"] == 0
     # 9,000 rows of Spoken Scenes take 113 s with the small encoders.
     tally = Tally()
-    tally.pixels.counts[5], tally.within[20.48] = 9000, 9000 * 2.6
+    tally.pixels.counts[5], tally.within[5.12] = 9000, 9000 * 2.6
     assert costs(tally)[0]["seconds"] == pytest.approx(113, rel=0.05)
 
 
