@@ -26,6 +26,7 @@ from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader, LoaderConfig
 from opt_jax.data.mixture import row_weights
 from opt_jax.data.sources import open_splits
+from opt_jax.data.triplet import Source, SourceError
 from opt_jax.encoders.dvae_training import train_dvae
 from opt_jax.encoders.faster_rcnn_training import train_detector
 from opt_jax.encoders.frozen import digest, load_frozen
@@ -34,7 +35,7 @@ from opt_jax.encoders.wav2vec2 import frame_count
 from opt_jax.encoders.wav2vec2_batches import SAMPLE_RATE
 from opt_jax.encoders.wav2vec2_training import train_wav2vec2
 from opt_jax.evaluation.report import write_report
-from opt_jax.evaluation.run import EVALUATION_VERSION, evaluate
+from opt_jax.evaluation.run import EVALUATION_VERSION, available_modalities, evaluate
 from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
@@ -54,6 +55,7 @@ def run(config, workdir) -> dict:
     tokenizer = make_tokenizer(config, workdir, sources)
     encoders = make_encoders(config, workdir, sources)
     caches = make_caches(config, workdir, sources, tokenizer, encoders)
+    available_modalities(caches["test"])  # refuses, before the long training, what cannot be evaluated
     weights = row_weights(sources["train"])
     params, model, statistics = pretrain(config, workdir, caches, tokenizer, encoders, weights)
     return make_report(config, workdir, sources, caches, tokenizer, encoders, (model, params, statistics))
@@ -63,6 +65,7 @@ def make_sources(config, workdir: Path) -> dict:
     """The raw triplets by split; Spoken Scenes are generated, others are opened where they are."""
     if config.data.source == "manifest":
         sources = open_splits(config.data.manifest)
+        check_splits(sources)
         counts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
         classes = len(sources["train"].class_names)
         print(f"data: {config.data.manifest}: {counts} rows, {classes} classes", flush=True)
@@ -80,6 +83,19 @@ def make_sources(config, workdir: Path) -> dict:
         collective=False,
     )
     return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
+
+
+def check_splits(sources: Mapping[str, Source]) -> None:
+    """Raises SourceError for splits that training or evaluation would stumble over, hours later."""
+    for split, source in sources.items():
+        if not len(source):
+            raise SourceError(f"the {split} split has no rows; give it a list, or hold more out (hold_out=N)")
+        if "text" not in source.modalities or len(source.modalities) < 2:
+            found = ", ".join(sorted(source.modalities)) or "nothing usable"
+            raise SourceError(f"the {split} split has {found}; it needs texts with pictures or recordings")
+        if extra := set(source.modalities) - set(sources["train"].modalities):
+            found = ", ".join(sorted(extra))
+            raise SourceError(f"the {split} split has {found}, which the train split has not")
 
 
 def make_tokenizer(config, workdir: Path, sources: dict):

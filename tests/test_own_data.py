@@ -1,6 +1,7 @@
 """Pre-training on a manifest at the smallest sizes: gaps, broken files, no speech at all."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from test_pipeline import smallest_config
 from opt_jax import pipeline
 from opt_jax.cache import CacheError
 from opt_jax.configuration import ConfigError
+from opt_jax.data.triplet import SourceError
+from opt_jax.evaluation.run import available_modalities
 from opt_jax.validation import validate
 
 WORDS = ("red", "blue", "green", "dark", "bright", "small")
@@ -108,3 +111,28 @@ def test_ready_regions_need_no_pixels(tmp_path):
     config.encoders.ready.size = 8
     with pytest.raises(CacheError, match="regions are 7 wide, expected 8"):
         pipeline.run(config, tmp_path / "other")
+
+
+def test_splits_that_cannot_be_evaluated_are_refused_before_anything_is_trained(tmp_path):
+    for split in ("train", "validation", "test"):
+        write_split(tmp_path / "data", split, 4, speech=split != "train", gaps=False)
+    with pytest.raises(SourceError, match="validation split has audio, which the train split has not"):
+        pipeline.run(config_of(tmp_path / "data", tmp_path / "run"), tmp_path / "run")
+    (tmp_path / "data" / "validation.jsonl").write_text("")
+    with pytest.raises(SourceError, match="validation split has no rows"):
+        pipeline.run(config_of(tmp_path / "data", tmp_path / "run"), tmp_path / "run")
+    assert not (tmp_path / "run" / "encoders").exists()
+
+
+def test_evaluation_is_about_the_pair_that_most_rows_have():
+    def cache(*rows):
+        presence = np.array(rows, bool)
+        manifest = types.SimpleNamespace(split="test")
+        return types.SimpleNamespace(presence=presence, manifest=manifest)
+
+    both, seen, heard = (1, 1, 1), (1, 1, 0), (1, 0, 1)
+    assert available_modalities(cache(both, both, seen)) == ("text", "image", "audio")
+    assert available_modalities(cache(seen, heard, heard)) == ("text", "audio")
+    assert available_modalities(cache(seen, seen)) == ("text", "image")
+    with pytest.raises(CacheError, match="'test' have text, image; evaluation needs at least two"):
+        available_modalities(cache(seen, (1, 0, 0)))

@@ -9,12 +9,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from opt_jax.cache.manifest import CacheError
 from opt_jax.cache.schema import Schema
-from opt_jax.cache.shard import ShardTask, extract_shard, read_triplets, run_task
+from opt_jax.cache.shard import ShardTask, run_task
 
 POLL_SECONDS = 1.0
 
@@ -22,14 +22,10 @@ _work: Callable[[ShardTask], None]  # of a worker process
 
 
 def in_this_process(tasks: Sequence[ShardTask], source, extractor, schema: Schema) -> Iterator[ShardTask]:
-    """One task after another; the triplets of the next shard are read while this one is extracted."""
-    with ThreadPoolExecutor(max_workers=1) as reading:
-        upcoming = reading.submit(read_triplets, source, tasks[0])
-        for number, task in enumerate(tasks, start=1):
-            rows = upcoming.result()
-            upcoming = reading.submit(read_triplets, source, tasks[number]) if tasks[number:] else None
-            extract_shard(task, rows, source, extractor, schema)
-            yield task
+    """One task after another."""
+    for task in tasks:
+        run_task(task, source, extractor, schema)
+        yield task
 
 
 def in_processes(

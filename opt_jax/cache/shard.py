@@ -8,7 +8,8 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from opt_jax.cache import manifest as manifest_lib
 from opt_jax.cache.manifest import CacheError, Shard
 from opt_jax.cache.schema import Quarantine, Schema, caption_key, make_example, serialize
-from opt_jax.data.triplet import Triplet, UnusableSampleError
+from opt_jax.data.triplet import SourceError, Triplet, UnusableSampleError
 
+PIECE = 64 << 20  # bytes of pixels and sound that are read before they are extracted
 RECORDS = "records"
 WRITER_OPTIONS = "group_size:1,uncompressed"
 """Half-precision features hardly compress: 8 % smaller files would take three times as long to read."""
@@ -56,42 +58,20 @@ class ShardTask:
 
 
 def run_task(task: ShardTask, source, extractor, schema: Schema) -> None:
-    """The whole task: reads, extracts, writes. What every worker of every engine does."""
-    extract_shard(task, read_triplets(source, task), source, extractor, schema)
-
-
-def read_triplets(source, task: ShardTask) -> tuple[list[tuple[int, Triplet]], list[dict]]:
-    """(row, triplet) of the task's rows, and lines of quarantine.jsonl for those that cannot be read."""
-    readable, quarantined = [], []
-    for row in range(task.start, task.stop):
-        try:
-            readable.append((row, source[row]))
-        except UnusableSampleError as error:
-            quarantined.append(_quarantine_line(source, row, error.sample_id, "reading", str(error)))
-        except Exception as error:  # Whatever a decoder raises on a broken file concerns this row alone.
-            reason = f"{type(error).__name__}: {error}"
-            quarantined.append(_quarantine_line(source, row, None, "reading", reason))
-    return readable, quarantined
-
-
-def extract_shard(task: ShardTask, rows, source, extractor, schema: Schema) -> None:
-    """Extracts and writes one shard; `rows` is what `read_triplets` gave.
+    """The whole task: reads, extracts, writes. What every worker of every engine does.
 
     `extractor.extract(triplets)` returns, for each triplet, a mapping of the arrays of its present
-    modalities or a Quarantine. Raises ValueError when it breaks that contract, CacheError when the written
-    file does not read back.
+    modalities or a Quarantine. Raises ValueError when it breaks that contract, SourceError when the data is
+    gone, CacheError when the written file does not read back.
     """
-    readable, quarantined = rows
-    extracted = extractor.extract([triplet for _, triplet in readable]) if readable else []
-    if len(extracted) != len(readable):
-        raise ValueError(f"the extractor returned {len(extracted)} results for {len(readable)} triplets")
-    examples = []
-    for (row, triplet), arrays in zip(readable, extracted, strict=True):
-        made = arrays if isinstance(arrays, Quarantine) else make_example(triplet, arrays, row, schema)
-        if isinstance(made, Quarantine):
-            quarantined.append(_quarantine_line(source, row, triplet.id, "extraction", made.reason))
-        else:
-            examples.append(made)
+    examples, quarantined, pieces = [], [], read_pieces(source, task)
+    with ThreadPoolExecutor(max_workers=1) as reading:  # the next piece, while this one is extracted
+        upcoming = reading.submit(next, pieces, None)
+        while (piece := upcoming.result()) is not None:
+            upcoming = reading.submit(next, pieces, None)
+            made, unusable = _extracted(piece[0], source, extractor, schema)
+            examples += made
+            quarantined += [*piece[1], *unusable]
     quarantined.sort(key=lambda line: line["row"])
     records = [serialize(example, schema) for example in examples]
     shard = _write(task, records)
@@ -99,6 +79,46 @@ def extract_shard(task: ShardTask, rows, source, extractor, schema: Schema) -> N
     content = {"shard": dataclasses.asdict(shard), "quarantined": quarantined}
     task.record.parent.mkdir(exist_ok=True)
     manifest_lib.save_arrays(task.record, {"content": np.array(json.dumps(content)), **arrays})
+
+
+def read_pieces(source, task: ShardTask) -> Iterator[tuple[list[tuple[int, Triplet]], list[dict]]]:
+    """The task's rows in pieces that end at PIECE bytes of pixels and sound: (row, triplet) of those that can
+    be read, and lines of quarantine.jsonl for the others.
+
+    Raises SourceError and MemoryError: they are not about one row.
+    """
+    readable, quarantined, size = [], [], 0
+    for row in range(task.start, task.stop):
+        try:
+            triplet = source[row]
+            readable.append((row, triplet))
+            size += sum(x.nbytes for x in (triplet.image, triplet.audio) if x is not None)
+        except UnusableSampleError as error:
+            quarantined.append(_quarantine_line(source, row, error.sample_id, "reading", str(error)))
+        except (SourceError, MemoryError):
+            raise
+        except Exception as error:  # Whatever a decoder raises on a broken file concerns this row alone.
+            reason = f"{type(error).__name__}: {error}"
+            quarantined.append(_quarantine_line(source, row, None, "reading", reason))
+        if size >= PIECE:
+            yield readable, quarantined
+            readable, quarantined, size = [], [], 0
+    yield readable, quarantined
+
+
+def _extracted(readable, source, extractor, schema: Schema) -> tuple[list[dict], list[dict]]:
+    """Examples of the rows, and lines of quarantine.jsonl for those that nothing can be made of."""
+    extracted = extractor.extract([triplet for _, triplet in readable]) if readable else []
+    if len(extracted) != len(readable):
+        raise ValueError(f"the extractor returned {len(extracted)} results for {len(readable)} triplets")
+    examples, quarantined = [], []
+    for (row, triplet), arrays in zip(readable, extracted, strict=True):
+        made = arrays if isinstance(arrays, Quarantine) else make_example(triplet, arrays, row, schema)
+        if isinstance(made, Quarantine):
+            quarantined.append(_quarantine_line(source, row, triplet.id, "extraction", made.reason))
+        else:
+            examples.append(made)
+    return examples, quarantined
 
 
 def load_record(task: ShardTask) -> tuple[Shard, list[dict], dict[str, np.ndarray]]:

@@ -144,7 +144,9 @@ def decode_image(content: bytes, sample_id: str, extension: str = "") -> np.ndar
                 sample_id, "image", f"is a {kind} file, its name ends in {extension}; rename it"
             )
         _check_sides(picture.height, picture.width, sample_id)
-        if mode := REFUSED_MODES.get(picture.mode.split(";")[0]):
+        mode = REFUSED_MODES.get(picture.mode.split(";")[0])
+        if mode or _bits(picture, content) > 8:
+            mode = mode or REFUSED_MODES["I"]
             raise UnusableSampleError(sample_id, "image", f"has {mode}; save it as RGB of 8 bits")
         picture = ImageOps.exif_transpose(picture)
         if picture.has_transparency_data:
@@ -157,6 +159,13 @@ def decode_image(content: bytes, sample_id: str, extension: str = "") -> np.ndar
         raise UnusableSampleError(sample_id, "image", f"is no picture: none of {', '.join(KNOWN)}") from error
     except Exception as error:  # decoders raise all kinds on damaged files
         raise UnusableSampleError(sample_id, "image", f"cannot be decoded: {error}") from error
+
+
+def _bits(picture: Image.Image, content: bytes) -> int:
+    """Bits a channel, as the file says; Pillow cuts colours of 16 to 8 as it opens them."""
+    if picture.format == "PNG":
+        return content[24]  # in the header, which comes first
+    return max(picture.tag_v2.get(258, (8,))) if picture.format == "TIFF" else 8
 
 
 def decode_audio(content: bytes, sample_id: str) -> np.ndarray:

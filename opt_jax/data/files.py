@@ -1,12 +1,18 @@
 """Files that a source's rows name, inside one folder; and the members of tar shards."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from opt_jax.data.decoding import decode_audio, decode_image, is_unicode
-from opt_jax.data.triplet import UnusableSampleError
+from opt_jax.data.triplet import SourceError, UnusableSampleError
 
+# What is wrong with one name; all else, such as a disk that fails, is no reason to go on without the sample.
+ABOUT_ONE_FILE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EILSEQ),
+)
 MAX_BYTES = 256 << 20  # of one file
 
 
@@ -25,7 +31,7 @@ def read_file(folder: Path, name: str, sample_id: str, part: str) -> bytes:
     """The bytes of `folder`/`name`. `folder` is resolved already.
 
     Raises UnusableSampleError, naming part and file: missing, too large, no file, or outside of the folder
-    (also by way of a link).
+    (also by way of a link). Raises SourceError where the folder is gone, or the storage fails.
     """
     check_name(name, sample_id, part)
     try:
@@ -43,6 +49,9 @@ def read_file(folder: Path, name: str, sample_id: str, part: str) -> bytes:
             return file.read(MAX_BYTES)
     except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
         reason = getattr(error, "strerror", None) or error
+        about_this_file = not isinstance(error, OSError) or error.errno in ABOUT_ONE_FILE
+        if not about_this_file or not folder.is_dir():
+            raise SourceError(f"{folder / name} cannot be read: {reason}; is its storage there?") from error
         raise UnusableSampleError(
             sample_id, part, f"{name!r} cannot be read in {folder}: {reason}"
         ) from error

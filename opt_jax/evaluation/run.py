@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from opt_jax.cache.manifest import CacheError
+from opt_jax.cache.reader import FeatureCache
 from opt_jax.data.loader import Loader
 from opt_jax.encoders.faster_rcnn_training import evaluate_detector
 from opt_jax.encoders.frozen import load_frozen
@@ -44,8 +45,8 @@ def evaluate(
 
     test = loaders["test"]
     lengths = test.config.buckets[-1]
-    available = available_modalities(test)
-    usable = {split: complete_rows(loader, available) for split, loader in loaders.items()}
+    available = available_modalities(test.cache)
+    usable = {split: complete_rows(loader.cache, available) for split, loader in loaders.items()}
 
     def batches(split, rows, batch_size):
         return list(loaders[split].evaluation_batches(rows, batch_size, lengths))
@@ -141,22 +142,26 @@ def evaluate(
     return {key: value if isinstance(value, str) else number_or_none(value) for key, value in results.items()}
 
 
-def available_modalities(loader: Loader) -> tuple[str, ...]:
-    """The modalities that occur in a split. Raises CacheError without text and one more."""
-    present = loader.cache.presence.any(axis=0)
-    available = tuple(name for name, some in zip(pretrained.MODALITIES, present, strict=True) if some)
-    if "text" not in available or len(complete_rows(loader, available)) < 2:
-        raise CacheError(
-            f"the split {loader.cache.manifest.split!r} has {', '.join(available) or 'nothing'}, but hardly a"
-            " row with all of them; evaluation needs texts with pictures or recordings"
-        )
-    return available
+def available_modalities(cache: FeatureCache) -> tuple[str, ...]:
+    """The modalities that the evaluation on a split is about: all that occur, or, where no two rows have all
+    of them, text with the one that more rows have. Raises CacheError where there is no such pair."""
+    present = cache.presence.any(axis=0)
+    every = tuple(name for name, some in zip(pretrained.MODALITIES, present, strict=True) if some)
+    pairs = [("text", name) for name in every if name != "text" and "text" in every]
+    pairs.sort(key=lambda pair: -len(complete_rows(cache, pair)))
+    for names in (every, *pairs):
+        if len(names) > 1 and "text" in names and len(complete_rows(cache, names)) > 1:
+            return names
+    raise CacheError(
+        f"the usable rows of the split {cache.manifest.split!r} have {', '.join(every) or 'nothing'};"
+        " evaluation needs at least two that have text with a picture or a recording"
+    )
 
 
-def complete_rows(loader: Loader, available) -> np.ndarray:
-    """Rows of the cache [n] that have all of the available modalities."""
-    needed = np.isin(pretrained.MODALITIES, available)
-    return np.flatnonzero(loader.cache.presence[:, needed].all(axis=1))
+def complete_rows(cache: FeatureCache, names) -> np.ndarray:
+    """Rows of the cache [n] that have all of these modalities."""
+    needed = np.isin(pretrained.MODALITIES, names)
+    return np.flatnonzero(cache.presence[:, needed].all(axis=1))
 
 
 def drawable(batches) -> np.ndarray:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_cache import SCHEMA, TinyExtractor, TinySource
 
-from opt_jax.cache import CacheError, FeatureCache, FingerprintMismatch, Schema, build_cache
+from opt_jax.cache import CacheError, FeatureCache, FingerprintMismatch, Schema, build_cache, shard
 from opt_jax.cache.verify import verify
-from opt_jax.data.triplet import UnusableSampleError
+from opt_jax.data.triplet import SourceError, UnusableSampleError
 
 FINGERPRINT = {"source": {"seed": 0}, "encoders": {"dvae": "abc"}}
 
@@ -197,3 +197,32 @@ assert opt_jax.cache.FeatureCache({str(tmp_path)!r})[8]["id"] == "tiny-008"
 assert "tensorflow" not in sys.modules and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+
+
+def test_a_shard_is_read_and_extracted_in_pieces(tmp_path, monkeypatch):
+    build(tmp_path / "whole", examples_per_shard=10)
+    called = []
+
+    class Watched(TinyExtractor):
+        def extract(self, triplets):
+            called.append(sum(x.nbytes for t in triplets for x in (t.image, t.audio) if x is not None))
+            return super().extract(triplets)
+
+    monkeypatch.setattr(shard, "PIECE", 150)
+    build(tmp_path / "pieces", extractor=Watched(), examples_per_shard=10)
+    assert len(called) > 3
+    assert max(called) < 150 + 12 + 160  # a picture and the longest clip of a row beyond it
+    assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
+
+
+def test_data_that_is_gone_ends_the_build_and_not_its_rows(tmp_path):
+    class Gone(TinySource):
+        def __getitem__(self, row):
+            if row == 4:
+                raise SourceError("the disk is not there")
+            return super().__getitem__(row)
+
+    with pytest.raises(SourceError, match="the disk is not there"):
+        build(tmp_path / "cache", source=Gone())
+    manifest = build(tmp_path / "cache")
+    assert manifest.num_rows == 10 and not manifest.num_quarantined

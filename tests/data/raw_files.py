@@ -30,15 +30,24 @@ def tone(seconds=0.1, rate=16_000) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+def png_of(width: int, height: int, bits: int, colours: int, body: bytes) -> bytes:
+    """A PNG from its header's fields and its rows; colour type 2 is RGB, 4 grey with alpha, 6 RGBA."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(bytes(100)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    return png_of(width, height, 8, 2, bytes(100))
+
+
+def deep_png(colours: int, channels: int) -> bytes:
+    """8 x 8 pixels with 16 bits a channel."""
+    return png_of(8, 8, 16, colours, 8 * (b"\0" + bytes(range(16 * channels))))
 
 
 def wav_header(size: int, samples: bytes) -> bytes:
@@ -93,6 +102,9 @@ BAD_PICTURES = {
         file_of(Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 200)),
         "has more than 8 bits a channel",
     ),
+    "sixteen_rgb.png": (deep_png(2, 3), "has more than 8 bits a channel"),
+    "sixteen_rgba.png": (deep_png(6, 4), "has more than 8 bits a channel"),
+    "sixteen_grey_alpha.png": (deep_png(4, 2), "has more than 8 bits a channel"),
     "float.tif": (file_of(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "more than 8 bits"),
     "one.png": (file_of(Image.new("RGB", (1, 1))), "has 1 x 1 pixels; a side needs at least 8"),
     "huge.png": (png_header(50_000, 50_000), "cannot be decoded: Image size .2500000000 pixels. exceeds"),

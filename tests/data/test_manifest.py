@@ -10,8 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from raw_files import BAD_PICTURES, BAD_SOUNDS, file_of, picture, sound, tone
+from raw_files import BAD_PICTURES, BAD_SOUNDS, PNG, file_of, picture, sound, tone
 
+from opt_jax.data.files import read_file
 from opt_jax.data.lines import MAX_ROW
 from opt_jax.data.manifest import Manifest
 from opt_jax.data.triplet import Source, SourceError, UnusableSampleError, usable
@@ -305,3 +306,15 @@ def test_a_million_rows_open_in_bounded_memory(tmp_path, name):
     seconds, grown = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).split()
     print(f"{name}: {float(seconds):.0f} s, {grown} MiB")
     assert 8 < int(grown) < 400
+
+
+def test_storage_that_is_gone_is_no_matter_of_one_row(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(PNG)
+    folder = (tmp_path / "pictures").resolve()
+    assert read_file(folder, "a.png", "a", "image") == PNG
+    with pytest.raises(UnusableSampleError, match="'b.png' cannot be read"):
+        read_file(folder, "b.png", "b", "image")
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match="is its storage there"):
+        read_file(folder, "a.png", "a", "image")
