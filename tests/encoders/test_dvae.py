@@ -239,7 +239,7 @@ class Stripes:
     def __len__(self):
         return 32
 
-    def __getitem__(self, index):
+    def read(self, index, image=True, audio=True):
         image = np.full((16, 16, 3), 240, np.uint8)
         image[:, 8 * (index // 4 % 2) :][:, :8] = self.colours[index % 4]
         return Triplet(id=str(index), image=image)
@@ -277,7 +277,7 @@ def test_training_learns_to_reconstruct_and_freezes(tmp_path):
     assert metrics["psnr"] > 16  # one colour everywhere: 8 dB
     params, frozen = load_frozen(tmp_path)
     assert frozen == {**SIZES, "image_size": 8, "code_grid": [2, 2]}
-    images = np.stack([fit_square(Stripes()[i].image, 8) for i in range(32)])
+    images = np.stack([fit_square(Stripes().read(i).image, 8) for i in range(32)])
     scores, after = evaluate_dvae(params, images)
     assert scores == metrics and after.shape == images.shape
     codes = encode(params, images)

@@ -295,7 +295,7 @@ class Noise:
     def caption(self, index):
         return None if index == 3 else "abc"[: 1 + index % 3]
 
-    def __getitem__(self, index):
+    def read(self, index, image=True, audio=True):
         audio = None if index == 5 else speech(index, 9000 if index == 1 else 2000 + 100 * index)
         return Triplet(id=str(index), caption=self.caption(index), audio=audio)
 
