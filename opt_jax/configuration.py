@@ -26,7 +26,7 @@ def load(path: str | Path, *variant: str) -> ConfigDict:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no configuration file {str(path)!r}{_nearest(str(path), _configs_beside(path))}")
+        raise ConfigError(f"no configuration file {str(path)!r}{nearest(str(path), _configs_beside(path))}")
     spec = importlib.util.spec_from_file_location(f"{path.stem}_config", path)
     if spec is None:
         raise ConfigError(f"{path}: a configuration is a Python file, with a name that ends in .py")
@@ -41,7 +41,7 @@ def choose(variant: str, variants: Mapping[str, Any]) -> Any:
     """variants[variant]; a ConfigError that lists them all if there is no such variant."""
     if variant not in variants:
         known = ", ".join(variants)
-        raise ConfigError(f"unknown variant {variant!r}{_nearest(variant, variants)} (variants: {known})")
+        raise ConfigError(f"unknown variant {variant!r}{nearest(variant, variants)} (variants: {known})")
     return variants[variant]
 
 
@@ -106,7 +106,8 @@ def _configs_beside(path: Path) -> list[str]:
     return [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """'; did you mean ...?' with the most similar of `names`, or '' where none is similar."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 

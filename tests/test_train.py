@@ -1,8 +1,10 @@
 """The training loop on a small linear model with axis names, on meshes of simulated devices."""
 
 import os
+import re
 import shutil
 import signal
+import time
 
 import flax.linen as nn
 import jax
@@ -334,6 +336,14 @@ def test_an_unknown_field_and_a_missing_loss_are_named(tmp_path):
         run(tmp_path, warmup=3)
     with pytest.raises(KeyError, match="absent"):
         run(tmp_path, Task(TASK.init, losses, {"absent": 1.0}, prepare))
+
+
+def test_a_loader_that_cannot_keep_up_is_told_once(tmp_path, capsys):
+    run(tmp_path, data=Data(after=lambda step: time.sleep(0.2)), steps=8)
+    waits = [line["data_wait_seconds"] for line in lines(tmp_path)]
+    assert len(waits) == 4 and max(waits) > 0.1  # compiling takes longer, and the data get ahead meanwhile
+    told = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    assert len(told) == 1 and re.search(r"warning: \d+% of the step time is spent waiting for data", told[0])
 
 
 def test_an_error_in_the_data_reaches_the_caller(tmp_path):

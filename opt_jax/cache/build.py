@@ -18,8 +18,11 @@ from opt_jax.cache.builder import build_cache
 from opt_jax.cache.extraction import Extraction
 from opt_jax.cache.manifest import QUARANTINE, Manifest
 from opt_jax.cache.verify import verify
+from opt_jax.data.decoding import SAMPLE_RATE, SHORTEST
 from opt_jax.data.sources import open_splits
 from opt_jax.encoders.tokenizer import load_tokenizer
+
+MIN_SECONDS = SHORTEST / SAMPLE_RATE
 
 
 def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
@@ -41,8 +44,8 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
     add("--ready", nargs=2, type=int, metavar=sizes, help="of the regions that every picture comes with")
     add("--tokenizer", required=True, help="directory, or a name as bert-base-uncased")
     add("--dtype", default="float16", choices=["float16", "bfloat16"], help="of the features")
-    add("--max_seconds", type=float, default=30.0, help="longer recordings are cut")
-    add("--examples_per_shard", type=int, default=256)
+    add("--max_seconds", type=float, default=30.72, help="longer recordings are cut")
+    add("--examples_per_shard", type=int, default=500)
     add("--processes", type=int, default=1, help="on this machine; of one accelerator, one is best")
     add("--runner", help="of Apache Beam, as DirectRunner; it wants the extra `beam`")
     add("--verify", action="store_true", help="re-read everything in the end")
@@ -51,6 +54,10 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
         parser.error(f"unknown: {' '.join(rest)} (options of Apache Beam need --runner)")
     if flags.examples_per_shard < 1 or flags.processes < 1:
         parser.error("--examples_per_shard and --processes are at least 1")
+    if not flags.max_seconds >= MIN_SECONDS:
+        parser.error(f"--max_seconds is at least {MIN_SECONDS}, one frame of wav2vec 2.0")
+    if flags.ready and min(flags.ready) < 1:
+        parser.error("--ready: the width of the features and the number of classes are at least 1")
     if not flags.dvae and not flags.ready and flags.detector:
         parser.error("--detector looks at pictures in pixels, which need --dvae too")
     flags.ready = tuple(flags.ready) if flags.ready else None

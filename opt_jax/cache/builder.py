@@ -1,8 +1,10 @@
 """Builds a cache: cuts the source into shard tasks, runs those not yet done, and finishes."""
 
 import contextlib
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from opt_jax.cache import engines
@@ -58,8 +60,8 @@ def build_cache(
 
     Raises:
       FingerprintMismatch: the directory holds a cache, finished or not, that was made by something else.
-      CacheError: the source is empty, no row of it was usable, a worker process died, or Apache Beam is
-        missing.
+      CacheError: the directory cannot be made, or another process of this machine builds in it; the source
+        is empty, no row of it was usable, a worker process died, or Apache Beam is missing.
     """
     directory = Path(directory).absolute()
     if not len(source):
@@ -72,22 +74,43 @@ def build_cache(
         "examples_per_shard": examples_per_shard,
         "class_names": list(source.class_names),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    if (directory / MANIFEST).exists():
-        manifest = read_manifest(directory)
-        _demand_equal(directory, _inputs_of(manifest), inputs)
-        remove_leftovers(directory)
-        return manifest
-    started = directory / INPUTS
-    if started.exists():
-        _demand_equal(directory, json.loads(started.read_text()), inputs)
-    elif any(path.suffix != ".partial" for path in directory.iterdir()):
-        raise CacheError(f"{directory} is not empty and holds no cache; use another directory")
-    else:
-        write_atomically(started, json.dumps(inputs, indent=1).encode())
-    tasks = _tasks(directory, split, len(source), examples_per_shard)
-    _run(tasks, (source, extractor, schema), processes, beam)
-    return finish(directory, tasks, inputs, schema)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{directory} cannot be made a folder: {error.strerror}") from error
+    with _alone_in(directory):
+        if (directory / MANIFEST).exists():
+            manifest = read_manifest(directory)
+            _demand_equal(directory, _inputs_of(manifest), inputs)
+            remove_leftovers(directory)
+            return manifest
+        started = directory / INPUTS
+        if started.exists():
+            _demand_equal(directory, json.loads(started.read_text()), inputs)
+        elif any(path.suffix != ".partial" for path in directory.iterdir()):
+            raise CacheError(f"{directory} is not empty and holds no cache; use another directory")
+        else:
+            write_atomically(started, json.dumps(inputs, indent=1).encode())
+        tasks = _tasks(directory, split, len(source), examples_per_shard)
+        _run(tasks, (source, extractor, schema), processes, beam)
+        return finish(directory, tasks, inputs, schema)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Refuses a second build in a directory on this machine; the lock goes with the process that holds it."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise CacheError(f"another process builds in {directory}; wait for it, or stop it") from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _inputs_of(manifest: Manifest) -> dict:

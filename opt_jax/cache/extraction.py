@@ -11,7 +11,7 @@ from opt_jax.cache.schema import Schema
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.encoders.tokenizer import Tokenizer
 
-EXTRACTION_VERSION = 1
+EXTRACTION_VERSION = 2
 """To be raised with every change of the code that changes features: older caches are refused then."""
 
 

@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 ROWS = "rows.npz"
 STATISTICS = "statistics.npz"
 QUARANTINE = "quarantine.jsonl"
-FORMAT = 1
+FORMAT = 2
 NAME = "opt"
 """Name of the dataset in file names, as TensorFlow Datasets wants one."""
 
@@ -88,7 +88,7 @@ class Manifest:
 def read_manifest(directory: str | os.PathLike) -> Manifest:
     """Reads manifest.json. Raises CacheError when it is missing, of another format, or was edited."""
     path = Path(directory) / MANIFEST
-    if not path.exists():
+    if not path.is_file():
         raise CacheError(
             f"{path} is missing: no cache there, or its build has not finished; run the build again"
         )

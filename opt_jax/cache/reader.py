@@ -9,6 +9,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from opt_jax.cache import manifest as manifest_lib
+from opt_jax.cache.ids import Ids
 from opt_jax.cache.manifest import CacheError, FingerprintMismatch, read_manifest
 from opt_jax.cache.schema import deserialize
 from opt_jax.cache.shard import READER_OPTIONS
@@ -25,7 +26,7 @@ class FeatureCache:
     Attributes, N rows:
       manifest: `opt_jax.cache.Manifest`; `manifest.digest` names the content in checkpoints.
       schema: `opt_jax.cache.Schema`.
-      ids [N] str; source_row, text_lengths, region_counts, frame_counts, caption_keys [N] int32
+      ids, N names; source_row, text_lengths, region_counts, frame_counts, caption_keys [N] int32
         (frame_counts are raw frames, before stacking; lengths are 0 where the modality is absent); presence
         [N, 3] bool (text, image, audio).
       region_mean, region_deviation [Dv] and audio_mean, audio_deviation [D] float32, of the stored features.
@@ -44,17 +45,17 @@ class FeatureCache:
             raise FingerprintMismatch(directory, self.manifest.fingerprint, fingerprint)
         for name, digest in self.manifest.files.items():
             path = self.directory / name
-            if not path.exists() or manifest_lib.sha256(path) != digest:
+            if not path.is_file() or manifest_lib.sha256(path) != digest:
                 raise CacheError(f"{path} is missing or damaged; delete the cache and build it again")
         for shard in self.manifest.shards:
             path = self.directory / shard.file
-            size = path.stat().st_size if path.exists() else None
+            size = path.stat().st_size if path.is_file() else None
             if size != shard.size:
                 raise CacheError(
                     f"{path} has {size} bytes, expected {shard.size}; delete the cache and build it again"
                 )
         rows = manifest_lib.load_arrays(self.directory / manifest_lib.ROWS)
-        self.ids, self.source_row, self.presence = rows["id"], rows["source_row"], rows["present"]
+        self.ids, self.source_row, self.presence = Ids(rows), rows["source_row"], rows["present"]
         self.text_lengths, self.region_counts = rows["text_length"], rows["region_count"]
         self.frame_counts, self.caption_keys = rows["frame_count"], rows["caption_key"]
         statistics = manifest_lib.load_arrays(self.directory / manifest_lib.STATISTICS)

@@ -16,6 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from opt_jax.cache import manifest as manifest_lib
+from opt_jax.cache.ids import pack
 from opt_jax.cache.manifest import CacheError, Shard
 from opt_jax.cache.schema import Quarantine, Schema, caption_key, make_example, serialize
 from opt_jax.data.triplet import SourceError, Triplet, UnusableSampleError
@@ -155,7 +156,8 @@ def _write(task: ShardTask, records: Sequence[bytes]) -> Shard:
 
 
 def _row_arrays(examples: Sequence[dict], records: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """What the batch plan and `verify` need to know of every row, [rows] each; present is [rows, 3]."""
+    """What the batch plan and `verify` need to know of every row, [rows] each; present is [rows, 3], the
+    names as in `opt_jax.cache.ids`."""
     numbers = {
         "source_row": [example["index"] for example in examples],
         "text_length": [len(example["text_ids"]) for example in examples],
@@ -163,8 +165,8 @@ def _row_arrays(examples: Sequence[dict], records: Sequence[bytes]) -> dict[str,
         "frame_count": [len(example["audio_features"]) for example in examples],
         "caption_key": [caption_key(example["caption"], example["id"]) for example in examples],
     }
-    return {name: np.array(values, np.int32) for name, values in numbers.items()} | {
-        "id": np.array([example["id"] for example in examples], np.str_),
+    arrays = {name: np.array(values, np.int32) for name, values in numbers.items()}
+    return arrays | pack([example["id"] for example in examples]) | {
         "present": np.array([example["present"] for example in examples], np.bool_).reshape(-1, 3),
         "checksum": np.array([zlib.crc32(record) for record in records], np.uint32),
     }

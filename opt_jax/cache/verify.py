@@ -12,6 +12,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordReader
 
 from opt_jax.cache import manifest as manifest_lib
+from opt_jax.cache.ids import Ids
 from opt_jax.cache.manifest import CacheError, read_manifest
 from opt_jax.cache.schema import deserialize
 from opt_jax.cache.shard import READER_OPTIONS
@@ -31,7 +32,7 @@ def verify(directory) -> list[str]:
     problems = []
     for name, digest in manifest.files.items():
         path = directory / name
-        if not path.exists():
+        if not path.is_file():
             problems.append(f"{name}: missing")
         elif manifest_lib.sha256(path) != digest:
             problems.append(f"{name}: sha256 is not the manifest's")
@@ -41,12 +42,14 @@ def verify(directory) -> list[str]:
         for path in sorted(directory.iterdir())
         if path.name not in expected
     ]
-    rows = None
+    rows = ids = None
     if not any(problem.startswith(manifest_lib.ROWS) for problem in problems):
         rows = manifest_lib.load_arrays(directory / manifest_lib.ROWS)
+        ids = Ids(rows)
     start = 0
     for shard in progress(manifest.shards, "verify"):
-        names = rows and {name: rows[name][start : start + shard.rows] for name in ("id", "checksum")}
+        span = range(start, start + shard.rows)
+        names = rows and {"id": [ids[row] for row in span], "checksum": rows["checksum"][start : span.stop]}
         problems += _verify_shard(directory / shard.file, shard, names, manifest.schema)
         start += shard.rows
     return problems
@@ -55,7 +58,7 @@ def verify(directory) -> list[str]:
 def _verify_shard(path: Path, shard, rows, schema) -> list[str]:
     ids = f" (ids {rows['id'][0]} to {rows['id'][-1]})" if rows and shard.rows else ""
     records = f"records 0 to {shard.rows - 1}{ids}" if shard.rows else "no record"
-    if not path.exists():
+    if not path.is_file():
         return [f"{shard.file}: missing, with {records}"]
     size = path.stat().st_size
     if size == shard.size and manifest_lib.sha256(path) == shard.sha256:

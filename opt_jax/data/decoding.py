@@ -178,6 +178,10 @@ def decode_audio(content: bytes, sample_id: str) -> np.ndarray:
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             rate, seconds = file.samplerate, file.frames / file.samplerate
+            if file.frames > 1 << 40:  # libsndfile's largest number, where the header says nothing
+                raise UnusableSampleError(
+                    sample_id, "audio", "does not tell its length, as a stream that was cut; write it anew"
+                )
             if seconds > MAX_SECONDS:
                 raise UnusableSampleError(
                     sample_id, "audio", f"is {seconds:.0f} s long, at most {MAX_SECONDS}; cut it"

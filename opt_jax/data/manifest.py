@@ -8,8 +8,10 @@ CSV the first row names the columns, an empty cell is nothing, and `labels` and 
 '|'. In .tsv quotes mean nothing.
 """
 
+import warnings
 from pathlib import Path
 
+from opt_jax.configuration import nearest
 from opt_jax.data.lines import Lines
 from opt_jax.data.row import LISTS, Row, row_of
 from opt_jax.data.rows import RowSource
@@ -17,22 +19,36 @@ from opt_jax.data.triplet import SourceError, UnusableSampleError
 
 FIELDS = ("id", "image", "caption", "audio", "labels", "references", "speaker", "group")
 
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+MOST_IGNORED = 8  # names that a warning holds
+
 
 class Manifest(RowSource):
-    """A manifest of JSON lines (.jsonl, .json) or CSV (.csv; .tsv with tabs)."""
+    """A manifest of JSON lines (.jsonl, .ndjson, .json) or CSV (.csv; .tsv with tabs).
+
+    Warns of fields that nothing here is made of, as `image_path`. Raises SourceError.
+    """
 
     kind = "manifest"
     fields = FIELDS
 
     def __init__(self, path, class_names=None):
         path = Path(path)
+        if path.suffix.lower() not in SUFFIXES:
+            raise SourceError(f"{path} is no manifest; these end in {', '.join(SUFFIXES)}")
         self._delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
         table = self._delimiter is not None
         self.lines = Lines(path, quoted=self._delimiter == ",", skip=1 if table else 0)
-        self._columns = self.lines.names(self._delimiter) if table else []
+        self._columns = [name.strip() for name in self.lines.names(self._delimiter)] if table else []
         if table and "id" not in self._columns:
             raise SourceError(f"{path}: its first row names no column `id`: {self._columns[:8]}")
+        if twice := sorted({name for name in self._columns if name and self._columns.count(name) > 1}):
+            raise SourceError(f"{path}: its first row names the column {twice[0]!r} more than once")
+        self._ignored: set[str] = set()
         super().__init__(self.kind, path.parent, {"sha256": self.lines.sha256}, class_names)
+        if self._ignored:
+            names = [f"\n  {name!r}{nearest(name, self.fields)}" for name in sorted(self._ignored)]
+            warnings.warn(f"{path}: fields that nothing is made of:{''.join(names)}", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -47,5 +63,7 @@ class Manifest(RowSource):
                 raise UnusableSampleError(self.lines.name_of(index), "row", reason)
             values = {name: cell for name, cell in zip(self._columns, cells, strict=True) if cell}
             values |= {name: list(filter(None, values[name].split("|"))) for name in LISTS if name in values}
+        if len(self._ignored) < MOST_IGNORED:
+            self._ignored.update(values.keys() - self.fields)
         values = {name: values[name] for name in self.fields if name in values}
         return row_of(values, self.lines.name_of(index))

@@ -60,6 +60,7 @@ class RegionFiles(_Captioned):
     """
 
     kind = "region_npz"
+    file_parts = (*Manifest.file_parts, "features")
 
     def __init__(self, path, captions, class_names=None):
         self.folder = Path(path).resolve()
@@ -67,13 +68,17 @@ class RegionFiles(_Captioned):
             raise SourceError(f"{path} is no folder; it should hold npz files")
         super().__init__(captions, class_names)
 
+    def content(self, name: str, sample_id: str, part: str) -> bytes:
+        if part != "features":
+            return super().content(name, sample_id, part)
+        return read_file(self.folder, name if name.endswith(".npz") else f"{name}.npz", sample_id, part)
+
     def regions(self, name: str, sample_id: str) -> Regions:
-        file = name if name.endswith(".npz") else f"{name}.npz"
-        content = read_file(self.folder, file, sample_id, "features")
+        content = self.content(name, sample_id, "features")
         try:
             arrays = _read_npz(content)
         except Exception as error:  # zipfile and numpy raise all kinds on damaged files
-            reason = f"{file!r} cannot be read: {str(error) or type(error).__name__}"
+            reason = f"{name!r} cannot be read: {str(error) or type(error).__name__}"
             raise UnusableSampleError(sample_id, "features", reason) from error
         return regions_of(arrays, sample_id)
 

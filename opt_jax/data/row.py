@@ -55,6 +55,8 @@ def row_of(fields: Mapping[str, Any], name: str) -> Row:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 reason = f"is {reprlib.repr(value)}, expected a list of texts"
                 raise UnusableSampleError(sample_id, field, reason)
+            if field == "labels" and not all(item.strip() for item in value):
+                raise UnusableSampleError(sample_id, field, "holds an empty name")
             value = tuple(value)
         elif not isinstance(value, str):
             raise UnusableSampleError(sample_id, field, f"is {reprlib.repr(value)}, expected text")

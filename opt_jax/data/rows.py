@@ -13,14 +13,15 @@ from opt_jax.data.row import Row, check_id
 from opt_jax.data.triplet import Regions, SourceError, Triplet, UnusableSampleError
 from opt_jax.metrics_log import progress
 
+LOOKED_INTO = 32  # rows, spread over the list, whose files' content the fingerprint takes in
 SHOWN = 100_000  # rows from which on looking through them shows its progress
 
 
 class RowSource:
     """A split whose samples are rows of a list and the files they name. Subclasses give `row` and `__len__`.
 
-    Opening looks through all rows once (not at the files): which ids occur twice, and the classes. The later
-    of two rows with one id is unusable.
+    Opening looks through all rows once: which ids occur twice, and the classes. Of the files it reads a few.
+    The later of two rows with one id is unusable.
 
     Attributes:
       class_names; name, of the kind of source.
@@ -33,6 +34,7 @@ class RowSource:
         hash. class_names: of the training split, where this is another; labels outside of it are left out.
     """
 
+    file_parts: Sequence[str] = ("image", "audio")  # the parts of a row that name files
     image_subfolders: Sequence[str] = ()  # where a picture may be that is not in its folder itself
 
     def __init__(
@@ -46,6 +48,7 @@ class RowSource:
                 raise SourceError(f"{path} is no folder; it should hold the files of the {name}")
         self.modalities: set[str] = set()
         self._duplicates, self.groups, labels = self._look_through()
+        self.identity["files_sha256"] = self._files_sha256()
         self.class_names = sorted(labels) if class_names is None else list(class_names)
         self._class_numbers = {name: number for number, name in enumerate(self.class_names)}
 
@@ -70,21 +73,37 @@ class RowSource:
     def _look_through(self) -> tuple[np.ndarray, np.ndarray, set[str]]:
         """Rows whose id occurred before (int64, sorted), `groups`, and all labels."""
         ids, groups, labels = np.zeros(len(self), np.uint64), np.zeros(len(self), np.uint64), set()
+        said = hashlib.sha256()
         rows: Iterable[int] = range(len(self))
         for index in progress(rows, f"{self.name}: rows") if len(self) >= SHOWN else rows:
             try:
                 row = self.row(index)
+                said.update(repr(row).encode())
                 ids[index] = text_hash(row.id)
                 groups[index] = text_hash(row.group or row.image or row.features or row.id)
                 labels.update(row.labels)
                 named = {"text": row.caption, "image": row.image, "regions": row.features, "audio": row.audio}
                 self.modalities.update(part for part, value in named.items() if value is not None)
-            except UnusableSampleError:
-                continue
+            except UnusableSampleError as error:
+                said.update(str(error).encode(errors="replace"))
+        self.identity["rows_sha256"] = said.hexdigest()
         usable = np.flatnonzero(ids)
         order = usable[np.argsort(ids[usable], kind="stable")]
         same = ids[order][1:] == ids[order][:-1]
         return np.sort(order[1:][same]), groups, labels
+
+    def _files_sha256(self) -> str:
+        """Hash of some rows' files: another folder, or files made anew, are most likely noticed by it."""
+        found = hashlib.sha256()
+        for index in np.linspace(0, len(self) - 1, min(len(self), LOOKED_INTO)).astype(int):
+            try:
+                row = self.row(index)
+                for part in self.file_parts:
+                    name = getattr(row, part)
+                    found.update(self.content(name, row.id, part) if name is not None else b"")
+            except UnusableSampleError as error:
+                found.update(error.part.encode())
+        return found.hexdigest()
 
     def _checked(self, index: int) -> Row:
         row = self.row(index)
@@ -135,7 +154,7 @@ class RowSource:
         return self.name
 
     def fingerprint(self) -> dict[str, Any]:
-        """Kind, count, classes and what identifies the list. Files are identified by their names: one that
+        """Kind, count, classes, what the rows say, and the content of some files: of the others one that
         changes under the same name is not noticed."""
         classes = hashlib.sha256("\0".join(self.class_names).encode()).hexdigest()
         return {"source": self.name, "count": len(self), "classes_sha256": classes, **self.identity}

@@ -75,21 +75,23 @@ def _open_part(part: str, split: str, class_names, lists: dict[str, Source]) -> 
     path = path.replace("{split}", name)
     if kind == "manifest" and Path(path).is_dir():
         path = _manifest_of(Path(path), split)
-    try:
-        weight = float(weight)
-        if own_splits and hold_out:
-            raise SourceError(f"{part!r} has splits of its own; leave hold_out out")
-        if own_splits:
-            source = _construct(kind, path, options, class_names)
-        else:
-            if part not in lists:
-                lists[part] = _construct(kind, path, options, class_names)
-            source = held_out(lists[part], split, int(hold_out) if hold_out else None)
-    except ValueError as error:
-        raise SourceError(f"{part!r}: {error}") from error
-    if not 0 < weight < float("inf"):
+    weight, hold_out = _number(part, "weight", weight, float), _number(part, "hold_out", hold_out, int)
+    if weight is None or not 0 < weight < float("inf"):
         raise SourceError(f"{part!r}: weight must be above 0")
-    return source, weight
+    if own_splits and hold_out is not None:
+        raise SourceError(f"{part!r} has splits of its own; leave hold_out out")
+    if own_splits:
+        return _construct(kind, path, options, class_names), weight
+    if part not in lists:
+        lists[part] = _construct(kind, path, options, class_names)
+    return held_out(lists[part], split, hold_out), weight
+
+
+def _number(part: str, option: str, text: str | None, kind: type):
+    try:
+        return None if text is None else kind(text)
+    except ValueError as error:
+        raise SourceError(f"{part!r}: {option} is {text!r}, expected a number") from error
 
 
 def parse(part: str) -> tuple[str, str, dict[str, str]]:

@@ -31,6 +31,8 @@ class TfdsSource(RowSource):
         where it was prepared, TFDS's own default otherwise.
     """
 
+    file_parts = ()  # it is told by its own description, see `fingerprint`
+
     def __init__(
         self,
         path,

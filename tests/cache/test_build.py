@@ -9,6 +9,7 @@ import pytest
 from tiny_cache import SCHEMA, TinyExtractor, TinySource
 
 from opt_jax.cache import CacheError, FeatureCache, FingerprintMismatch, Schema, build_cache, shard
+from opt_jax.cache.ids import Ids, pack
 from opt_jax.cache.verify import verify
 from opt_jax.data.triplet import SourceError, UnusableSampleError
 
@@ -84,6 +85,21 @@ def test_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path):
     finished = TinyExtractor()
     build(tmp_path / "cut", extractor=finished)
     assert not finished.seen
+
+
+def test_two_builds_in_one_directory_are_refused(tmp_path):
+    def meanwhile(call):
+        with pytest.raises(CacheError, match="another process builds in .*cache; wait for it"):
+            build(tmp_path / "cache")
+
+    build(tmp_path / "cache", extractor=TinyExtractor(before=meanwhile))
+    build(tmp_path / "cache")  # it is there, and free again
+
+
+def test_a_long_name_costs_its_own_bytes_only():
+    names = ["a", "é" * 500, "", "b"]
+    arrays = pack(names)
+    assert list(Ids(arrays)) == names and sum(array.nbytes for array in arrays.values()) == 1002 + 4 * 4
 
 
 def test_bad_rows_are_set_aside(tmp_path):

@@ -66,7 +66,7 @@ def test_from_files_to_a_cache(folder, capsys):
     (line,) = map(json.loads, (folder / "one" / "quarantine.jsonl").read_text().splitlines())
     assert (line["row"], line["id"], line["source"], line["stage"]) == (3, "n3", "manifest", "reading")
     cache = FeatureCache(folder / "one")
-    assert cache.ids.tolist() == ["n0", "n1", "n2", "n4", "n5"]
+    assert list(cache.ids) == ["n0", "n1", "n2", "n4", "n5"]
     assert cache.frame_counts.tolist() == [9, 10, 12, 12, 12]
     fingerprint = cache.manifest.fingerprint
     assert fingerprint["code_version"] == 1 and fingerprint["extractor"]["max_seconds"] == 0.25
@@ -115,6 +115,8 @@ def test_extraction_is_small_as_a_pickle(folder):
         (["--threads=3"], "unknown: --threads=3"),
         (["--runner=DirectRunner", "--processes=2"], "--processes is for this machine alone"),
         (["--processes=0"], "at least 1"),
+        (["--max_seconds=0"], "--max_seconds is at least 0.025"),
+        (["--ready", "0", "7"], "--ready: the width"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(folder, capsys, flags, message):
@@ -133,6 +135,12 @@ def test_missing_things_are_one_line(folder, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*command(folder, "none"), f"--dvae={folder / 'nowhere'}"])
     assert capsys.readouterr().err.startswith(f"opt_jax: {folder / 'nowhere'}")
+    with pytest.raises(SystemExit, match="2"):
+        main([*command(folder, "none"), f"--dvae={folder / 'wav2vec2'}"])
+    assert capsys.readouterr().err.startswith("opt_jax: what was given as the dvae is none")
+    with pytest.raises(SystemExit, match="2"):
+        main(command(folder, "train.jsonl"))
+    assert "train.jsonl cannot be made a folder: File exists" in capsys.readouterr().err
 
 
 def test_the_benchmark_of_reading(capsys):

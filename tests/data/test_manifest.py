@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from raw_files import BAD_PICTURES, BAD_SOUNDS, PNG, file_of, picture, sound, tone
 
+from opt_jax.configuration import differences
 from opt_jax.data.files import read_file
 from opt_jax.data.lines import MAX_ROW
 from opt_jax.data.manifest import Manifest
@@ -84,6 +85,10 @@ def test_fingerprint_and_pickle(folder):
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(copy[0].image, source[0].image)
     assert copy.fingerprint() == source.fingerprint() != manifest(folder, GOOD | {"id": "b"}).fingerprint()
+    before = manifest(folder, GOOD).fingerprint()
+    (folder / "good.png").write_bytes((folder / "good.png").read_bytes() + b"\0")  # after the picture's end
+    np.testing.assert_array_equal(manifest(folder, GOOD)[0].image, source[0].image)
+    assert differences(before, manifest(folder, GOOD).fingerprint())[0].startswith("files_sha256: ")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +267,7 @@ def test_rows_of_csv_that_are_refused(folder, row, reason):
     [
         ("name,image\na,good.png\n", r"its first row names no column `id`: \['name', 'image'\]"),
         ("", "names no column `id`"),
+        ("id,image, image\na,good.png,b.png\n", "names the column 'image' more than once"),
         (b"id,\xff\n", "its first row cannot be read"),
         ('id,caption\na,b\nc,"d\ne,f\n', "row 1: a quote is never closed"),
     ],
@@ -269,6 +275,16 @@ def test_rows_of_csv_that_are_refused(folder, row, reason):
 def test_tables_that_are_refused(folder, text, reason):
     with pytest.raises(SourceError, match=f"list.csv.*{reason}"):
         table(folder, text)
+
+
+def test_names_of_columns_may_have_spaces_around_and_unknown_ones_are_told(folder):
+    with pytest.warns(UserWarning, match=r"list.csv: .*\n  'image_path'; did you mean 'image'\?$"):
+        source = table(folder, "id, caption ,image_path\na,b,good.png\n")
+    assert source[0].caption == "b" and source[0].image is None
+    with pytest.warns(UserWarning, match="'txt'"):
+        manifest(folder, {"id": "a", "caption": "b", "txt": "c"})
+    with pytest.raises(SourceError, match="list.parquet is no manifest; these end in .jsonl, "):
+        Manifest(folder / "list.parquet")
 
 
 def test_tabs_mean_cells_and_quotes_nothing(folder):

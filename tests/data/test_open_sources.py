@@ -161,8 +161,8 @@ def test_parse():
         ("{list},weight", r"after the path come options such as weight=2, found \['weight'\]"),
         ("{list},weight=0", "weight must be above 0"),
         ("{list},weight=nan", "weight must be above 0"),
-        ("{list},weight=two", "could not convert string to float"),
-        ("{list},hold_out=few", "invalid literal for int"),
+        ("{list},weight=two", "weight is .two., expected a number"),
+        ("{list},hold_out=few", "hold_out is .few., expected a number"),
         ("{folder}/{{split}}.jsonl,hold_out=3", "has splits of its own; leave hold_out out"),
         (
             "webdataset:{list}",

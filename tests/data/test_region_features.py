@@ -38,7 +38,7 @@ def test_files_of_detectron2(tmp_path):
     (tmp_path / "a.png").write_bytes(file_of(picture()))
     parts = {"features": "b.npz", "audio": "a.wav", "image": "a.png"}
     source = files(tmp_path, a=parts, c={"features": "b"})
-    assert isinstance(source, Source) and source.modalities == {"text", "image", "audio"}
+    assert isinstance(source, Source) and source.modalities == {"text", "image", "regions", "audio"}
     regions = source[1].regions
     np.testing.assert_array_equal(regions.features, FEATURES[BEST])
     np.testing.assert_array_equal(regions.boxes, BOXES[BEST])
@@ -52,6 +52,13 @@ def test_files_of_detectron2(tmp_path):
     assert source.read(1, image=False).regions is None
     assert source.groups[0] != source.groups[1] == source.groups[2]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[1].regions.features, regions.features)
+
+
+def test_features_of_another_detector_are_another_source(tmp_path):
+    before = files(tmp_path).fingerprint()
+    assert files(tmp_path).fingerprint() == before
+    np.savez(tmp_path / "npz" / "c.npz", **ARRAYS | {"feat": FEATURES + 1})
+    assert files(tmp_path).fingerprint() != before
 
 
 def test_files_of_uniter(tmp_path):

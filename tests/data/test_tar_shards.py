@@ -50,6 +50,13 @@ def test_members_of_one_name_are_one_sample(tmp_path):
     assert copy.fingerprint() == json.loads(json.dumps(source.fingerprint()))
 
 
+def test_other_words_of_the_same_length_are_another_source(tmp_path):
+    path, prints = tmp_path / "a.tar", []
+    for words in (b"A red ball.", b"A red bowl.", b"A red ball."):
+        prints.append(TarShards([shard(path, whole("a") + [("b.txt", words)])]).fingerprint())
+    assert prints[0] == prints[2] != prints[1]
+
+
 def test_pixels_and_sound(tmp_path):
     triplet = TarShards([shard(tmp_path / "a.tar", whole("0"))])[0]
     np.testing.assert_array_equal(triplet.image, np.asarray(picture()))
