@@ -90,7 +90,6 @@ def main(arguments=None) -> int:
     from opt_jax.main import expected_errors, refuse, stopped
 
     flags, beam = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         manifest = run(flags, beam)
     except expected_errors() as error:
@@ -114,4 +113,5 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

@@ -16,7 +16,7 @@ from configs.encoders import dvae, wav2vec2
 from opt_jax.benchmark import cache_reading
 from opt_jax.cache import FeatureCache
 from opt_jax.cache.build import main, parse
-from opt_jax.cache.extraction import Extraction
+from opt_jax.cache.extraction import EXTRACTION_VERSION, Extraction
 from opt_jax.data.sources import open_split
 from opt_jax.encoders.dvae import DiscreteVAE
 from opt_jax.encoders.frozen import save_frozen
@@ -69,7 +69,7 @@ def test_from_files_to_a_cache(folder, capsys):
     assert list(cache.ids) == ["n0", "n1", "n2", "n4", "n5"]
     assert cache.frame_counts.tolist() == [9, 10, 12, 12, 12]
     fingerprint = cache.manifest.fingerprint
-    assert fingerprint["code_version"] == 1 and fingerprint["extractor"]["max_seconds"] == 0.25
+    assert fingerprint["code_version"] == EXTRACTION_VERSION and fingerprint["extractor"]["max_seconds"] == 0.25
     # Another list, of the same number of rows, is another cache.
     content = (folder / "train.jsonl").read_text()
     (folder / "train.jsonl").write_text(content.replace("ball", "book", 1))
