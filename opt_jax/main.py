@@ -140,11 +140,14 @@ def describe(config: ConfigDict, workdir: Path) -> str:
         f" ({jax.device_count()} x {jax.default_backend()}, {config.precision}, seed {config.seed})",
         f"model: {config.model.num_layers} layers, {config.model.hidden_size} wide;"
         f" {config.train.steps} steps of {config.train.batch_size} triplets",
-        "predicted minutes on a quiet 2-core machine, from nothing: "
-        + ", ".join(f"{stage} {value:.1f}" for stage, value in known.items())
-        + f"; together {sum(known.values()):.0f}"
-        + (f" (not measured: {', '.join(unknown)})" if unknown else ""),
     ]
+    if known:
+        lines.append(
+            "predicted minutes on a quiet 2-core machine, from nothing: "
+            + ", ".join(f"{stage} {value:.1f}" for stage, value in known.items())
+            + f"; together {sum(known.values()):.0f}"
+            + (f" (not measured: {', '.join(unknown)})" if unknown else "")
+        )
     return "\n".join(lines)
 
 

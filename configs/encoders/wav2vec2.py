@@ -71,6 +71,7 @@ def _batches():
         bucket_seconds=(4.0, 8.0, 12.0, 16.0),
         pool_batches=16,
         letters_per_second=25.0,
+        speeds=(1.0,),  # at which the clips are played in training
         evaluation_batch_size=16,
     )
 

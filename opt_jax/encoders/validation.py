@@ -69,6 +69,9 @@ def _recipes(config) -> Iterator[str]:
                 f"config.encoders.wav2vec2.model.num_heads is {wav2vec2.model.num_heads}, which does not"
                 f" divide hidden_size {wav2vec2.model.hidden_size}"
             )
+        speeds = wav2vec2.batches.speeds
+        if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+            yield f"config.encoders.wav2vec2.batches.speeds is {speeds}; give numbers from 0.5 to 2, 1 as it is"
         yield from _speech_model(config, wav2vec2)
     cell = dvae.model.patch_size * 2 ** (dvae.model.group_count - 1)
     if not dvae.pretrained and dvae.image_size % cell:

@@ -5,9 +5,12 @@ Letters: B batch, N waveform samples, U letters of a transcript.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
+from scipy.signal import resample_poly
 
 from opt_jax.data.triplet import Source, usable
 from opt_jax.encoders.wav2vec2 import SAMPLE_RATE
@@ -24,7 +27,8 @@ class WaveformBatches:
     The clips run through shuffled epochs in pools of `pool_batches` batches. A pool is decoded, sorted by
     length, cut into batches and given out in random order. A clip without audio or transcript, shorter than
     `shortest` samples or longer than the longest bucket is left out, and clips of the same pool are repeated
-    in its place.
+    in its place. With `speeds` each clip of a pool is played at one of them, drawn anew every time it comes
+    (Ko et al., 2015); `once` plays all as they are.
 
     A batch is {waveforms [B, N] f32 raw, lengths [B] i32, labels [B, U] i32, label_lengths [B] i32}; N is the
     bucket that holds its longest clip, U belongs to the bucket (`letters_per_second` of it) and longer
@@ -41,12 +45,14 @@ class WaveformBatches:
         pool_batches: int,
         letters_per_second: float,
         seed: int,
+        speeds: Sequence[float] = (1.0,),
         shortest: int = 1600,
     ):
         self.source, self.vocabulary, self.seed, self.shortest = source, tuple(vocabulary), seed, shortest
         self.batch_size, self.pool_batches = batch_size, pool_batches
         self.buckets = sorted(round(seconds * SAMPLE_RATE) for seconds in bucket_seconds)
         self.letters_per_second = letters_per_second
+        self.speeds = [Fraction(speed).limit_denominator(100) for speed in speeds]
 
     def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches without end, the first being that of `step`."""
@@ -77,8 +83,9 @@ class WaveformBatches:
                 f"none of the {size} clips from position {pool * size} on has audio of {self.shortest} to "
                 f"{self.buckets[-1]} samples and a transcript that fits: see batches.bucket_seconds"
             )
-        clips = sorted((clips * (size // len(clips) + 1))[:size], key=lambda clip: len(clip[1]))
         rng = np.random.default_rng([self.seed, 1, pool])
+        clips = [self._played(*clip, rng) for clip in (clips * (size // len(clips) + 1))[:size]]
+        clips = sorted(clips, key=lambda clip: len(clip[1]))
         return [
             self._collate(clips[i * self.batch_size : (i + 1) * self.batch_size])
             for i in rng.permutation(self.pool_batches)
@@ -99,6 +106,16 @@ class WaveformBatches:
             if 0 < len(letters) <= self._letters(self._bucket(len(sample.audio))):
                 clips.append((index, sample.audio, letters))
         return clips
+
+    def _played(self, index: int, audio: np.ndarray, letters: list[int], rng):
+        """The clip at one of `speeds`, or as it is where it would not fit then."""
+        speed = self.speeds[rng.integers(len(self.speeds))] if len(self.speeds) > 1 else self.speeds[0]
+        length = math.ceil(len(audio) / speed)
+        if speed == 1 or not self.shortest <= length <= self.buckets[-1]:
+            return index, audio, letters
+        if len(letters) > self._letters(self._bucket(length)):
+            return index, audio, letters
+        return index, resample_poly(audio, speed.denominator, speed.numerator).astype(np.float32), letters
 
     def _bucket(self, length: int) -> int:
         return next(bucket for bucket in self.buckets if length <= bucket)

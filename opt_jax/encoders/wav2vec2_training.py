@@ -201,6 +201,7 @@ def train_wav2vec2(
         bucket_seconds=config.batches.bucket_seconds,
         pool_batches=config.batches.pool_batches,
         letters_per_second=config.batches.letters_per_second,
+        speeds=config.batches.speeds,
     )
     held_out = WaveformBatches(
         validation_source, batch_size=config.batches.evaluation_batch_size, seed=seed, **shape

@@ -1,6 +1,7 @@
 """wav2vec 2.0: shapes, padding, the positional convolution, masking, negatives, losses, batches."""
 
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -319,6 +320,28 @@ def test_batches_are_a_function_of_the_step():
             batch["waveforms"].dtype == np.float32 and batch["lengths"].max() <= batch["waveforms"].shape[1]
         )
         assert np.all(batch["label_lengths"] > 0) and not np.any(batch["waveforms"][0, batch["lengths"][0] :])
+
+
+def test_clips_are_played_at_other_speeds_in_training_only():
+    plain = noise_batches(batch_size=12, pool_batches=1)
+    changed = noise_batches(batch_size=12, pool_batches=1, speeds=(0.8, 1.0, 1.25, 4.0))
+    (batch,), (other,) = plain._pool(0), changed._pool(0)
+    lengths, played = sorted(batch["lengths"]), sorted(other["lengths"])
+    assert lengths != played and sorted(batch["label_lengths"]) == sorted(other["label_lengths"])
+    for length in played:  # at a speed, but never at 4.0: what would be shorter than `shortest` stays
+        assert any(length in (n, math.ceil(n / 0.8), math.ceil(n / 1.25)) for n in lengths)
+    assert min(played) >= plain.shortest and max(played) <= plain.buckets[-1]
+    np.testing.assert_array_equal(other["waveforms"], changed._pool(0)[0]["waveforms"])
+    for (batch, _), (other, _) in zip(plain.once(), changed.once(), strict=True):
+        np.testing.assert_array_equal(batch["waveforms"], other["waveforms"])
+
+
+def test_a_tone_played_faster_is_higher():
+    second = np.arange(16_000) / 16_000
+    batches = noise_batches(bucket_seconds=(2.0,), speeds=(1.25,))
+    _, faster, _ = batches._played(0, np.sin(2 * np.pi * 400 * second).astype(np.float32), [1], None)
+    assert len(faster) == 12_800 and np.abs(np.fft.rfft(faster)).argmax() == 400  # cycles in 0.8 s at 500 Hz
+    np.testing.assert_allclose(faster[500:-500], np.sin(2 * np.pi * 500 * second[500:12_300]), atol=2e-3)
 
 
 def test_every_usable_clip_once():
