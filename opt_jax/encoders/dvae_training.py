@@ -7,6 +7,7 @@ Laplace scale has a lower bound, and the mean's squared error is added: the like
 the faint noise of empty ground and, being an absolute error, gives up what is small and rare.
 """
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -83,6 +84,10 @@ def train_dvae(
     model = DiscreteVAE(**config.model)
     if config.image_size % model.cell:
         raise ValueError(f"dvae config: image_size {config.image_size} is no multiple of {model.cell} (cell)")
+    rows = range(len(validation_source))
+    validation_picture = partial(read_picture, validation_source, size=config.image_size)
+    if all(validation_picture(row) is None for row in rows):  # reads up to the first that is there
+        raise SourceError("no sample of the validation split has a picture, on which the dVAE is measured")
     directory = Path(directory)
     batches = PictureBatches(train_source, config.train.batch_size, config.image_size, seed)
     fingerprint = {
@@ -101,11 +106,7 @@ def train_dvae(
         initial_params=started(config, batches, directory, seed, fingerprint),
     )
     params = jax.device_get(params)
-    rows = range(len(validation_source))
-    images = [read_picture(validation_source, row, config.image_size) for row in rows]
-    images = [image for image in images if image is not None]
-    if not images:
-        raise SourceError("no sample of the validation split has a picture, on which the dVAE is measured")
+    images = [image for image in map(validation_picture, rows) if image is not None]
     images = np.stack(images)
     metrics, after = evaluate_dvae(params, images)
     print("dvae: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))

@@ -75,7 +75,10 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, directory) -> Toke
     # merges. Given as "special", the letters have fixed numbers, and any word of them can be spelled.
     fixed = [*SPECIAL_TOKENS, *letters, *("##" + letter for letter in letters)]
     if len(fixed) > vocab_size:
-        raise TokenizerError(f"vocab_size {vocab_size} cannot hold {len(fixed)} specials and letters")
+        raise TokenizerError(
+            f"vocab_size {vocab_size} cannot hold {len(fixed)} specials and letters; raise"
+            " config.encoders.tokenizer.vocab_size"
+        )
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, min_frequency=2, special_tokens=fixed, show_progress=False
     )

@@ -71,7 +71,7 @@ def _recipes(config) -> Iterator[str]:
             )
         speeds = wav2vec2.batches.speeds
         if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
-            yield f"config.encoders.wav2vec2.batches.speeds is {speeds}; give numbers from 0.5 to 2, 1 as it is"
+            yield f"config.encoders.wav2vec2.batches.speeds is {speeds}; give numbers from 0.5 to 2"
         yield from _speech_model(config, wav2vec2)
     cell = dvae.model.patch_size * 2 ** (dvae.model.group_count - 1)
     if not dvae.pretrained and dvae.image_size % cell:

@@ -69,7 +69,8 @@ def test_from_files_to_a_cache(folder, capsys):
     assert list(cache.ids) == ["n0", "n1", "n2", "n4", "n5"]
     assert cache.frame_counts.tolist() == [9, 10, 12, 12, 12]
     fingerprint = cache.manifest.fingerprint
-    assert fingerprint["code_version"] == EXTRACTION_VERSION and fingerprint["extractor"]["max_seconds"] == 0.25
+    assert fingerprint["code_version"] == EXTRACTION_VERSION
+    assert fingerprint["extractor"]["max_seconds"] == 0.25
     # Another list, of the same number of rows, is another cache.
     content = (folder / "train.jsonl").read_text()
     (folder / "train.jsonl").write_text(content.replace("ball", "book", 1))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from opt_jax.configuration import load
-from opt_jax.data.triplet import Triplet
+from opt_jax.data.triplet import SourceError, Triplet
 from opt_jax.encoders.dvae import (
     DiscreteVAE,
     decode,
@@ -251,6 +251,11 @@ class Stripes:
         return {"name": "stripes"}
 
 
+class WithoutPictures(Stripes):
+    def read(self, index, image=True, audio=True):
+        return Triplet(id=str(index), caption="a stripe")
+
+
 def test_batches_are_a_function_of_the_step():
     batches = PictureBatches(Stripes(), 8, 8, seed=3)
     stream = batches.from_step(0)
@@ -273,6 +278,9 @@ def test_training_learns_to_reconstruct_and_freezes(tmp_path):
             train=dict(steps=50, **fast),
         )
     )
+    with pytest.raises(SourceError, match="no sample of the validation split has a picture"):
+        train_dvae(config, Stripes(), WithoutPictures(), tmp_path, seed=0)
+    assert not list(tmp_path.iterdir())  # that was told before anything was trained
     metrics = train_dvae(config, Stripes(), Stripes(), tmp_path, seed=0)
     assert metrics["psnr"] > 16  # one colour everywhere: 8 dB
     params, frozen = load_frozen(tmp_path)
