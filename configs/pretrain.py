@@ -120,8 +120,11 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     for name in ("detector", "wav2vec2", "dvae"):
         config.encoders[name] = load(ENCODERS / f"{name}.py", "tiny")
         config.encoders[name].pretrained = ""
-    if own:  # people, not a synthesizer, and perhaps few of them
-        config.encoders.wav2vec2.ctc.train.steps = 1200
+    if own:  # people, not a synthesizer, and perhaps few of them: see README, "Your own data"
+        # A shorter warm-up may end on CTC's plateau of blanks and stay there.
+        config.encoders.wav2vec2.ctc.train.update(dict(steps=1600, warmup_steps=150))
+        config.encoders.wav2vec2.batches.speeds = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
+        config.encoders.wav2vec2.batches.bucket_seconds = (1.2, 1.6, 2.0, 2.5, 3.1, 5.0)
     # Costs minutes that `tiny` has not: what CTC reaches without the self-supervised half, for comparison.
     config.encoders.wav2vec2.ctc.compare_scratch = variant == "small"
 
