@@ -127,6 +127,38 @@ class Checkpoints:
         self._manager.close()
 
 
+def restore_parameters(directory: Path, step: int | None = None) -> tuple[int, Any]:
+    """(step, parameters) of a training, on the default device, without the rest of its state.
+
+    Args:
+      directory: that of a `Checkpoints`. step: by default the last.
+
+    Raises FileNotFoundError where there is no such checkpoint; DamagedCheckpoint naming the leaf.
+    """
+    directory = Path(directory).absolute()
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    step = step if step is not None or not steps else steps[-1]
+    if step not in steps:
+        raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it has {steps}")
+    try:
+        place, reader = directory / str(step) / "state", ocp.PyTreeCheckpointer()
+        shapes = reader.metadata(place).item_metadata.tree["params"]
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        arguments = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=device), shapes)
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
+        options = {"item": {"params": wanted}, "restore_args": {"params": arguments}, "partial_restore": True}
+        params = reader.restore(place, args=ocp.args.PyTreeRestore(**options))["params"]
+        record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(directory / str(step) / "record")
+    except Exception as error:
+        raise DamagedCheckpoint(f"{directory / str(step)}: cannot be read ({_brief(error)})") from error
+    saved, found = record["hashes"], leaf_hashes({"params": params})
+    damaged = [path for path, value in found.items() if saved.get(path) != value]
+    if damaged:
+        names = ", ".join(damaged)
+        raise DamagedCheckpoint(f"{directory / str(step)}: not the bits that were saved: {names}")
+    return step, params
+
+
 def abstract_state(shapes: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs with shardings, as `Checkpoints.restore` wants them."""
     return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)

@@ -11,6 +11,7 @@ from opt_jax.checkpoints import (
     FingerprintMismatch,
     abstract_state,
     leaf_hashes,
+    restore_parameters,
 )
 from opt_jax.partitioning import make_mesh, over_batch, replicated
 
@@ -95,6 +96,26 @@ def test_an_unreadable_record_or_state_is_found(tmp_path):
     _files(tmp_path / "other/5/state")[-1].unlink()
     with pytest.raises(DamagedCheckpoint, match="state cannot be read"):
         Checkpoints(tmp_path / "other", 2, FINGERPRINT).restore(5, abstract(over_batch(MESH)))
+
+
+def test_parameters_alone_come_back_on_one_device(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2, FINGERPRINT)
+    tree = state(over_batch(MESH))
+    for step in (4, 5):
+        whole = {"params": jax.tree.map(lambda x, s=step: x * s, tree), "optimizer": {"mu": tree["dense"]}}
+        checkpoints.save(step, whole, {})
+    checkpoints.wait()
+    for asked, step in ((None, 5), (4, 4)):
+        found, params = restore_parameters(tmp_path, asked)
+        assert found == step
+        jax.tree.map(lambda x, y, s=step: np.testing.assert_array_equal(x, np.asarray(y) * s), params, tree)
+        assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(params))
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint of step 3; it has \[4, 5\]"):
+        restore_parameters(tmp_path, 3)
+    for path in _files(tmp_path / "5/state")[-3:]:
+        _flip(path)
+    with pytest.raises(DamagedCheckpoint, match="5: "):
+        restore_parameters(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, np.int32, np.bool_, np.uint8])

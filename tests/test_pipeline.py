@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from PIL import Image
 
 from opt_jax import pipeline
-from opt_jax.cache import CacheError
+from opt_jax.cache import CacheError, FeatureCache
 from opt_jax.configuration import load
 from opt_jax.evaluation.pretrained import DIRECTIONS, INPUT_SETS
+from opt_jax.predict import main as predict
 from opt_jax.stages import StageMismatch
+from opt_jax.trained import load_trained
 from opt_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +120,62 @@ def test_a_damaged_cache_is_named(finished):
             pipeline.run(config, workdir)
     finally:
         shard.write_bytes(content)
+
+
+def test_a_trained_model_is_loaded_with_the_parameters_of_its_last_step(finished):
+    config, workdir, _ = finished
+    trained = load_trained(workdir)
+    assert trained.step == config.train.steps and trained.modalities == ("text", "image", "audio")
+    sources = pipeline.make_sources(config, workdir)
+    cache = FeatureCache(workdir / "cache" / "test" / "features")
+    loader = pipeline.make_loader(config, cache, trained.regions, whole=True)
+    (cached,) = loader.evaluation_batches(range(4), 4, loader.config.buckets[-1])
+    batch = trained.batch([sources["test"][int(cache.source_row[row])] for row in range(4)])
+    for name, value in cached.items():  # in one call of the encoders more or fewer rows
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(batch[name], value, rtol=2e-3, atol=2e-3, err_msg=name)
+        elif name != "index":
+            np.testing.assert_array_equal(batch[name], value, err_msg=name)
+
+
+def test_a_trained_model_is_asked(finished, tmp_path, capsys):
+    _, workdir, _ = finished
+    source = pipeline.spoken_scenes.SpokenScenes(workdir / "data", "test")
+    Image.fromarray(source[0].image).save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", source[0].audio, 16_000)
+    seen = [f"--workdir={workdir}", f"--image={tmp_path / 'a.png'}"]
+    assert predict([*seen, f"--audio={tmp_path / 'a.wav'}", "--text=a red ball", "--text=a tree", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert set(answers) == {"caption", "transcript", "texts"}
+    assert {(said["text"], said["with"]) for said in answers["texts"]} == {
+        (text, other) for text in ("a red ball", "a tree") for other in ("image", "audio")
+    }
+    assert all(0 < said["match"] < 1 and -1 <= said["similarity"] <= 1 for said in answers["texts"])
+    for drawn in ([f"--audio={tmp_path / 'a.wav'}"], ["--text=a red ball"]):
+        assert predict([f"--workdir={workdir}", *drawn, f"--out={tmp_path / 'drawn.png'}"]) == 0
+        assert "drawn.png" in capsys.readouterr().out
+        assert Image.open(tmp_path / "drawn.png").size == (256, 256)
+        (tmp_path / "drawn.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workdir={tmp}", "--text=a"], "holds no config.json"),
+        (["--workdir={run}", "--text=a", "--step=5000"], "holds no checkpoint of step 5000; it has"),
+        (["--workdir={run}", "--image={tmp}/none.png"], "'none.png' cannot be read"),
+        (["--workdir={run}", "--image={tmp}/text.png"], "image is no picture"),
+        (["--workdir={run}", "--text= "], "caption is empty"),
+        (["--workdir={run}"], "give --image, --audio or --text"),
+        (["--workdir={run}", "--text=a", "--text=b"], "several texts are compared with a picture"),
+        (["--workdir={run}", "--text=a", "--out={tmp}/a.txt"], "expected a .png, .jpg or .webp"),
+    ],
+)
+def test_questions_that_cannot_be_asked(finished, tmp_path, capsys, flags, message):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(SystemExit, match="2"):
+        predict([flag.format(tmp=tmp_path, run=finished[1]) for flag in flags])
+    assert message in capsys.readouterr().err and not list(tmp_path.glob("*.txt"))
 
 
 @pytest.mark.slow  # as `finished`, once more, for each of the other variants

@@ -25,7 +25,7 @@ class FeatureCache:
 
     Attributes, N rows:
       manifest: `opt_jax.cache.Manifest`; `manifest.digest` names the content in checkpoints.
-      schema: `opt_jax.cache.Schema`.
+      schema: `opt_jax.cache.Schema`. class_names: of `labels`.
       ids, N names; source_row, text_lengths, region_counts, frame_counts, caption_keys [N] int32
         (frame_counts are raw frames, before stacking; lengths are 0 where the modality is absent); presence
         [N, 3] bool (text, image, audio).
@@ -40,7 +40,7 @@ class FeatureCache:
         """
         self.directory = Path(directory)
         self.manifest = read_manifest(directory)
-        self.schema = self.manifest.schema
+        self.schema, self.class_names = self.manifest.schema, self.manifest.class_names
         if fingerprint is not None and differences(self.manifest.fingerprint, fingerprint):
             raise FingerprintMismatch(directory, self.manifest.fingerprint, fingerprint)
         for name, digest in self.manifest.files.items():

@@ -205,7 +205,7 @@ def _empty(cache: FeatureCache, batch: Batch, stack: int, max_regions: int) -> d
         "image_codes": ((rows, schema.num_codes), np.int32),
         "present": ((rows, 3), np.bool_),
         "caption_key": ((rows,), np.int32),
-        "labels": ((rows, len(cache.manifest.class_names)), np.float32),
+        "labels": ((rows, len(cache.class_names)), np.float32),
     }
     arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
     arrays["text_ids"][:, 0] = schema.cls_id

@@ -1,0 +1,141 @@
+"""A trained model as its working directory has it: everything that is needed to ask it things."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from opt_jax.cache.extraction import Extraction
+from opt_jax.cache.reader import FeatureCache
+from opt_jax.cache.schema import Quarantine, Schema, caption_key, make_example
+from opt_jax.checkpoints import restore_parameters
+from opt_jax.data.loader import collate
+from opt_jax.data.plan import Batch
+from opt_jax.data.triplet import Triplet, UnusableSampleError
+from opt_jax.encoders.frozen import FrozenEncoderError, digest, load_frozen
+from opt_jax.encoders.tokenizer import Tokenizer, load_tokenizer
+from opt_jax.evaluation.scorers import Model
+from opt_jax.pipeline import build_model, region_positions
+
+ENCODERS = ("detector", "wav2vec2", "dvae")  # in the order of `Extraction`
+
+
+class WorkdirError(ValueError):
+    """A working directory holds no trained model, or not all that belongs to it; the message says what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with what turns files into its inputs, and its outputs into words and pictures.
+
+    Attributes:
+      model: to be asked. step: of training, that the parameters are of. config: of the run.
+      extraction: the frozen encoders. schema: of what these give. class_names: of the training data.
+      regions: positions of a batch. dvae: parameters that decode image codes, or None.
+    """
+
+    model: Model
+    step: int
+    config: ConfigDict
+    tokenizer: Tokenizer
+    extraction: Extraction
+    schema: Schema
+    class_names: tuple[str, ...]
+    regions: int
+    dvae: Any
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Of 'text', 'image' and 'audio' those that the encoders of this run can take."""
+        # Ready regions were made elsewhere.
+        pictures = bool(self.extraction.pictures) and not self.extraction.ready
+        able = (True, pictures, bool(self.extraction.speech))
+        return tuple(name for name, can in zip(("text", "image", "audio"), able, strict=True) if can)
+
+    def batch(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
+        """The triplets as one batch of the loader. Raises UnusableSampleError, naming one and why."""
+        for triplet in triplets:
+            given = {"text": triplet.caption, "image": triplet.image, "audio": triplet.audio}
+            for name, value in given.items():
+                if value is not None and name not in self.modalities:
+                    reason = "is there, which this model was trained without"
+                    raise UnusableSampleError(triplet.id, name, reason)
+        rows = []
+        for row, (triplet, arrays) in enumerate(
+            zip(triplets, self.extraction.extract(triplets), strict=True)
+        ):
+            made = arrays
+            if not isinstance(arrays, Quarantine):
+                made = make_example(triplet, arrays, row, self.schema)
+            if isinstance(made, Quarantine):
+                raise UnusableSampleError(triplet.id, "row", f"cannot be used: {made.reason}")
+            rows.append(made)
+        buckets = self.config.loader
+        lengths = buckets.text_lengths[-1], buckets.audio_lengths[-1]
+        examples = Examples(rows, self.schema, self.class_names)
+        batch = Batch(np.arange(len(rows)), *lengths)
+        return collate(examples, batch, self.config.cache.audio_stack, self.regions)
+
+
+class Examples:
+    """Rows in memory, for `collate` as those of a cache."""
+
+    def __init__(self, rows: Sequence[dict], schema: Schema, class_names: Sequence[str]):
+        self._rows, self.schema, self.class_names = rows, schema, class_names
+        self.caption_keys = [caption_key(row["caption"], row["id"]) for row in rows]
+
+    def __getitem__(self, row: int) -> dict:
+        return self._rows[row]
+
+
+def load_trained(workdir, step: int | None = None) -> Trained:
+    """What `python -m opt_jax.main` made in `workdir`, with the parameters of a step, by default the last.
+
+    Raises WorkdirError; CacheError, FrozenEncoderError or DamagedCheckpoint for what is there but damaged.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise WorkdirError(f"{workdir} holds no {path.name}; name the --workdir of a training")
+    config = ConfigDict(json.loads(path.read_text()))
+    cache = FeatureCache(workdir / "cache" / "train" / "features")
+    used = cache.manifest.fingerprint["extractor"]
+    encoders = {name: _encoder(config, workdir, name, used[name]) for name in ENCODERS}
+    words = config.encoders.tokenizer
+    tokenizer = load_tokenizer(
+        words.name if words.kind == "pretrained" else workdir / "encoders" / "tokenizer"
+    )
+    ready = tuple(used["detector"]) if isinstance(used["detector"], list) else None
+    options = (tokenizer, used["max_seconds"], cache.schema.feature_dtype, ready)
+    extraction = Extraction(*encoders.values(), *options)
+    dvae, dvae_config = load_frozen(encoders["dvae"]) if encoders["dvae"] else (None, {"vocab_size": 1})
+    model, statistics = build_model(config, cache, tokenizer, dvae_config["vocab_size"])
+    try:
+        step, params = restore_parameters(workdir / "checkpoints" / "pretrain", step)
+    except FileNotFoundError as error:
+        raise WorkdirError(str(error)) from error
+    return Trained(
+        model=Model(model, params, statistics),
+        step=step,
+        config=config,
+        tokenizer=tokenizer,
+        extraction=extraction,
+        schema=cache.schema,
+        class_names=cache.manifest.class_names,
+        regions=region_positions(config, {"train": cache}),
+        dvae=dvae,
+    )
+
+
+def _encoder(config: ConfigDict, workdir: Path, name: str, wanted) -> Path | None:
+    """Directory of the encoder with the hash that the cache was made with; None where it needed none."""
+    if not isinstance(wanted, str) or wanted in ("grid", "none"):
+        return None
+    path = Path(config.encoders[name].pretrained or workdir / "encoders" / name)
+    if digest(path) != wanted:
+        raise FrozenEncoderError(f"{path} is another {name} than the one that {workdir}/cache was made with")
+    return path
