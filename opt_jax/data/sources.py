@@ -6,6 +6,8 @@
     data/all.csv,hold_out=500         one list; 500 rows each become validation and test
     data/{split}/*.tar                tar shards
     coco_captions:captions_{split}2017.json,images=coco/{split}2017,weight=2 + data/mine
+    karpathy:dataset_flickr30k.json,images=flickr30k
+    librispeech:LibriSpeech/{split},train=train-clean-100,validation=dev-clean,test=test-clean
 
 `{split}` becomes train, validation or test, or what an option of that name says (`validation=val`); a part
 without it is one list, of which rows are held out, those of one picture together. `weight` is how often
@@ -31,6 +33,9 @@ KINDS = {
     "conceptual_captions": "opt_jax.data.pairs:ConceptualCaptions",
     "coco_captions": "opt_jax.data.pairs:CocoCaptions",
     "visual_genome": "opt_jax.data.pairs:VisualGenome",
+    "karpathy": "opt_jax.data.karpathy:Karpathy",
+    "librispeech": "opt_jax.data.librispeech:LibriSpeech",
+    "open_images_labels": "opt_jax.data.open_images_labels:OpenImagesLabels",
     "region_npz": "opt_jax.data.region_features:RegionFiles",
     "region_tsv": "opt_jax.data.region_features:RegionTable",
     "tfds": "opt_jax.data.tfds_source:TfdsSource",
@@ -67,7 +72,7 @@ def open_split(spec: str, split: str, class_names=None, lists: dict[str, Source]
 def _open_part(part: str, split: str, class_names, lists: dict[str, Source]) -> tuple[Source, float]:
     kind, path, options = parse(part)
     weight, hold_out = options.pop("weight", "1"), options.pop("hold_out", None)
-    if kind == "tfds":  # whose data sets have splits of their own
+    if kind in ("tfds", "karpathy"):  # which have splits of their own
         options.setdefault("split", "{split}")
     name = options.get(split, split)
     own_splits = "{split}" in f"{path} {options}" or (kind == "manifest" and Path(path).is_dir())
