@@ -144,7 +144,8 @@ def test_a_trained_model_is_asked(finished, tmp_path, capsys):
     Image.fromarray(source[0].image).save(tmp_path / "a.png")
     soundfile.write(tmp_path / "a.wav", source[0].audio, 16_000)
     seen = [f"--workdir={workdir}", f"--image={tmp_path / 'a.png'}"]
-    assert predict([*seen, f"--audio={tmp_path / 'a.wav'}", "--text=a red ball", "--text=a tree", "--json"]) == 0
+    texts = ["--text=a red ball", "--text=a tree"]
+    assert predict([*seen, f"--audio={tmp_path / 'a.wav'}", *texts, "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert set(answers) == {"caption", "transcript", "texts"}
     assert {(said["text"], said["with"]) for said in answers["texts"]} == {

@@ -308,7 +308,7 @@ def speech_recognition(
 
 
 def captioning(texts: dict[str, list[str]], references: list[list[str]]) -> dict[str, float]:
-    """BLEU-1..4 and CIDEr of captions {'image': ..., 'audio': ..., 'image_audio': ...} against several
+    """`caption_scores` of captions {'image': ..., 'audio': ..., 'image_audio': ...} against several
     references each."""
     results = {}
     for source, candidates in texts.items():

@@ -13,13 +13,15 @@ def test_average_precision_by_hand():
 def test_average_precision_agrees_with_scikit_learn_also_on_ties():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 8, size=(60, 5)).astype(np.float32)
-    labels = rng.random((60, 5)) < 0.3
-    expected = [metrics.average_precision_score(labels[:, c], scores[:, c]) for c in range(5)]
-    np.testing.assert_allclose(classification.average_precisions(scores, labels), expected, atol=1e-12)
-    assert classification.mean_average_precision(scores, labels)["mAP"] == pytest.approx(
-        100 * np.mean(expected)
-    )
+    for _ in range(200):
+        samples, classes = rng.integers(2, 40), rng.integers(1, 5)
+        scores = rng.integers(0, 8, size=(samples, classes)).astype(np.float32)
+        labels = rng.random((samples, classes)) < 0.3
+        labels[rng.integers(samples)] = True  # a positive in each class
+        expected = [metrics.average_precision_score(labels[:, c], scores[:, c]) for c in range(classes)]
+        np.testing.assert_allclose(classification.average_precisions(scores, labels), expected, atol=1e-12)
+        found = classification.mean_average_precision(scores, labels)["mAP"]
+        assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
 
 
 def test_classes_without_positives_are_left_out_and_said():

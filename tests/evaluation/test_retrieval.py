@@ -16,6 +16,23 @@ def test_constant_scores_find_nothing():
     assert retrieval.recall_at_k(scores, np.eye(4, dtype=bool), (1, 3, 4)) == {"R@1": 0, "R@3": 0, "R@4": 100}
 
 
+def test_recall_agrees_with_sorting_and_the_worst_order_of_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        queries, items = rng.integers(1, 8, size=2)
+        scores = rng.integers(0, 5, size=(queries, items)).astype(np.float64)
+        correct = rng.random((queries, items)) < 0.4
+        correct[np.arange(queries), rng.integers(0, items, size=queries)] = True
+        expected = {}
+        for k in (1, 2, 5):
+            found = 0
+            for row, right in zip(scores, correct, strict=True):
+                first = sorted(zip(-row, right, strict=True))[:k]  # of equal scores, the wrong items first
+                found += any(right for _, right in first)
+            expected[f"R@{k}"] = 100 * found / queries
+        assert retrieval.recall_at_k(scores, correct, (1, 2, 5)) == pytest.approx(expected, abs=1e-9)
+
+
 def test_nan_ranks_last_on_either_side():
     correct = np.eye(3, dtype=bool)[:2]
     scores = np.array([[np.nan, 0.0, -1e9], [np.nan, -1e9, -np.inf]])

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from opt_jax.evaluation.speech_recognition import error_rates
@@ -18,6 +19,33 @@ def test_case_and_punctuation_are_not_errors_but_apostrophes_are():
 def test_silence_is_all_deletions_and_babble_exceeds_100():
     assert error_rates(["a dog"], [""]) == {"WER": 100.0, "CER": 100.0}
     assert error_rates(["dog"], ["x y z"])["WER"] == 300.0
+
+
+def edits(a, b):
+    """Levenshtein distance, row by row."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        above, row = row, [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
+    return row[-1]
+
+
+def test_rates_agree_with_their_formula():
+    rng = np.random.default_rng(0)
+    words = "a red dog did not see the cat's bed".split()
+
+    def text(shortest):
+        return " ".join(rng.choice(words, size=rng.integers(shortest, 9)))
+
+    for _ in range(200):
+        references = [text(1) for _ in range(rng.integers(1, 5))]
+        hypotheses = [text(0) for _ in references]
+        expected = {}
+        for name, units in (("WER", str.split), ("CER", list)):
+            wrong = sum(edits(units(a), units(b)) for a, b in zip(references, hypotheses, strict=True))
+            expected[name] = 100 * wrong / sum(len(units(a)) for a in references)
+        assert error_rates(references, hypotheses) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
