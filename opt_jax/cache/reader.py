@@ -49,10 +49,12 @@ class FeatureCache:
                 raise CacheError(f"{path} is missing or damaged; delete the cache and build it again")
         for shard in self.manifest.shards:
             path = self.directory / shard.file
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.size:
+            if not path.is_file():
+                raise CacheError(f"{path} is missing; build the cache again: only what is damaged is made anew")
+            if (size := path.stat().st_size) != shard.size:
                 raise CacheError(
-                    f"{path} has {size} bytes, expected {shard.size}; delete the cache and build it again"
+                    f"{path} has {size} bytes, expected {shard.size}; build the cache again: only what is damaged"
+                    " is made anew"
                 )
         rows = manifest_lib.load_arrays(self.directory / manifest_lib.ROWS)
         self.ids, self.source_row, self.presence = Ids(rows), rows["source_row"], rows["present"]
@@ -79,7 +81,10 @@ class FeatureCache:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         position = int(row - self._starts[number])
         try:
-            return deserialize(self._reader(number).read([position])[0], self.schema)
+            example = deserialize(self._reader(number).read([position])[0], self.schema)
+            if example["index"] != self.source_row[row]:
+                raise ValueError(f"holds row {example['index']} of the source, expected {self.source_row[row]}")
+            return example
         except Exception as error:
             file = self.directory / self.manifest.shards[number].file
             raise CacheError(

@@ -65,18 +65,20 @@ def run_task(task: ShardTask, source, extractor, schema: Schema) -> None:
     modalities or a Quarantine. Raises ValueError when it breaks that contract, SourceError when the data is
     gone, CacheError when the written file does not read back.
     """
-    examples, quarantined, pieces = [], [], read_pieces(source, task)
+    records, parts, quarantined, pieces = [], [], [], read_pieces(source, task)
     with ThreadPoolExecutor(max_workers=1) as reading:  # the next piece, while this one is extracted
         upcoming = reading.submit(next, pieces, None)
         while (piece := upcoming.result()) is not None:
             upcoming = reading.submit(next, pieces, None)
             made, unusable = _extracted(piece[0], source, extractor, schema)
-            examples += made
+            # The arrays themselves go now; what stays of a shard are its records.
+            new = [serialize(example, schema) for example in made]
+            parts.append((_row_arrays(made, new), _sums(made, schema)))
+            records += new
             quarantined += [*piece[1], *unusable]
     quarantined.sort(key=lambda line: line["row"])
-    records = [serialize(example, schema) for example in examples]
     shard = _write(task, records)
-    arrays = _row_arrays(examples, records) | _sums(examples, schema)
+    arrays = _joined([rows for rows, _ in parts], np.concatenate) | _joined([sums for _, sums in parts], sum)
     content = {"shard": dataclasses.asdict(shard), "quarantined": quarantined}
     task.record.parent.mkdir(exist_ok=True)
     manifest_lib.save_arrays(task.record, {"content": np.array(json.dumps(content)), **arrays})
@@ -93,7 +95,8 @@ def read_pieces(source, task: ShardTask) -> Iterator[tuple[list[tuple[int, Tripl
         try:
             triplet = source[row]
             readable.append((row, triplet))
-            size += sum(x.nbytes for x in (triplet.image, triplet.audio) if x is not None)
+            ready = triplet.regions.features if triplet.regions is not None else None
+            size += sum(x.nbytes for x in (triplet.image, triplet.audio, ready) if x is not None)
         except UnusableSampleError as error:
             quarantined.append(_quarantine_line(source, row, error.sample_id, "reading", str(error)))
         except (SourceError, MemoryError):
@@ -137,17 +140,26 @@ def _write(task: ShardTask, records: Sequence[bytes]) -> Shard:
     path = task.directory / task.file
     aside = manifest_lib.aside(path)
     writer = ArrayRecordWriter(os.fspath(aside), WRITER_OPTIONS)
-    for record in records:
-        writer.write(record)
-    writer.close()
+    try:
+        for record in records:
+            writer.write(record)
+        writer.close()
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # of the library, which says so of a full disk
+        raise CacheError(
+            f"{aside} cannot be written: {str(error)[:300]}\nIs the disk full? Finished shards are kept: once"
+            " there is room, run the build again"
+        ) from error
     reader = ArrayRecordReader(os.fspath(aside), READER_OPTIONS)
-    if reader.num_records() != len(records) or (records and reader.read_all() != list(records)):
+    back = reader.num_records() == len(records) and all(
+        reader.read([number])[0] == record for number, record in enumerate(records)
+    )
+    if not back:
         raise CacheError(
             f"{aside} does not read back as it was written; check the disk and run the build again"
         )
     reader.close()
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
     shard = Shard(
         task.file, len(records), aside.stat().st_size, sum(map(len, records)), manifest_lib.sha256(aside)
     )
@@ -170,6 +182,10 @@ def _row_arrays(examples: Sequence[dict], records: Sequence[bytes]) -> dict[str,
         "present": np.array([example["present"] for example in examples], np.bool_).reshape(-1, 3),
         "checksum": np.array([zlib.crc32(record) for record in records], np.uint32),
     }
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]], join) -> dict[str, np.ndarray]:
+    return {name: np.asarray(join([part[name] for part in parts])) for name in parts[0]}
 
 
 def _sums(examples: Sequence[dict], schema: Schema) -> dict[str, np.ndarray]:

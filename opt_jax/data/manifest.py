@@ -8,6 +8,7 @@ CSV the first row names the columns, an empty cell is nothing, and `labels` and 
 '|'. In .tsv quotes mean nothing.
 """
 
+import codecs
 import warnings
 from pathlib import Path
 
@@ -39,6 +40,11 @@ class Manifest(RowSource):
         self._delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
         table = self._delimiter is not None
         self.lines = Lines(path, quoted=self._delimiter == ",", skip=1 if table else 0)
+        first = b"" if table or not len(self.lines) else self.lines.start(0, 64)
+        if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            raise SourceError(
+                f"{path} is a JSON array; write an object a line, as `jq -c '.[]' {path.name} > list.jsonl` does"
+            )
         self._columns = [name.strip() for name in self.lines.names(self._delimiter)] if table else []
         if table and "id" not in self._columns:
             raise SourceError(f"{path}: its first row names no column `id`: {self._columns[:8]}")

@@ -33,6 +33,10 @@ class Part:
         """See `Source.caption`."""
         return self.source.caption(self._row(index))
 
+    def rows_with(self, *parts: str) -> np.ndarray:
+        """See `Source.rows_with`."""
+        return np.flatnonzero(np.isin(self.rows, self.source.rows_with(*parts)))
+
     def origin(self, index: int) -> str:
         """See `Source.origin`."""
         return self.source.origin(self._row(index))
@@ -92,6 +96,11 @@ class Mixture:
         """See `Source.caption`."""
         number, row = self._place(index)
         return self.sources[number].caption(row)
+
+    def rows_with(self, *parts: str) -> np.ndarray:
+        """See `Source.rows_with`."""
+        pairs = zip(self.sources, self._starts[:-1], strict=True)
+        return np.concatenate([start + source.rows_with(*parts) for source, start in pairs])
 
     def origin(self, index: int) -> str:
         """Number and name of the source."""

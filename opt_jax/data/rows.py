@@ -1,6 +1,7 @@
 """What the sources of files have in common: rows that name files, checked and read as triplets."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from opt_jax.data.row import Row, check_id
 from opt_jax.data.triplet import Regions, SourceError, Triplet, UnusableSampleError
 from opt_jax.metrics_log import progress
 
+PARTS = ("text", "image", "regions", "audio")
 LOOKED_INTO = 32  # rows, spread over the list, whose files' content the fingerprint takes in
 SHOWN = 100_000  # rows from which on looking through them shows its progress
 
@@ -47,9 +49,13 @@ class RowSource:
             if not path.is_dir():
                 raise SourceError(f"{path} is no folder; it should hold the files of the {name}")
         self.modalities: set[str] = set()
+        self._named = np.zeros((len(self), len(PARTS)), np.bool_)
         self._duplicates, self.groups, labels = self._look_through()
         self.identity["files_sha256"] = self._files_sha256()
         self.class_names = sorted(labels) if class_names is None else list(class_names)
+        if unknown := sorted(labels - set(self.class_names)):
+            names = ", ".join(map(repr, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+            warnings.warn(f"{name}: labels that the training split has not are left out: {names}", stacklevel=3)
         self._class_numbers = {name: number for number, name in enumerate(self.class_names)}
 
     def __len__(self) -> int:
@@ -83,10 +89,11 @@ class RowSource:
                 groups[index] = text_hash(row.group or row.image or row.features or row.id)
                 labels.update(row.labels)
                 named = {"text": row.caption, "image": row.image, "regions": row.features, "audio": row.audio}
-                self.modalities.update(part for part, value in named.items() if value is not None)
+                self._named[index] = [named[part] is not None for part in PARTS]
             except UnusableSampleError as error:
                 said.update(str(error).encode(errors="replace"))
         self.identity["rows_sha256"] = said.hexdigest()
+        self.modalities.update(part for part, some in zip(PARTS, self._named.any(0), strict=True) if some)
         usable = np.flatnonzero(ids)
         order = usable[np.argsort(ids[usable], kind="stable")]
         same = ids[order][1:] == ids[order][:-1]
@@ -148,6 +155,10 @@ class RowSource:
             return self._checked(index).caption
         except UnusableSampleError:
             return None
+
+    def rows_with(self, *parts: str) -> np.ndarray:
+        """See `Source.rows_with`."""
+        return np.flatnonzero(self._named[:, np.isin(PARTS, parts)].all(1))
 
     def origin(self, index: int) -> str:
         """All rows come from this source."""

@@ -40,6 +40,7 @@ KINDS = {
     "region_tsv": "opt_jax.data.region_features:RegionTable",
     "tfds": "opt_jax.data.tfds_source:TfdsSource",
 }
+MOST_WEIGHT = 10_000
 HOLD_OUT = 5000  # rows of test and of validation where a list has no splits of its own (the paper's number)
 
 
@@ -76,13 +77,15 @@ def _open_part(part: str, split: str, class_names, lists: dict[str, Source]) -> 
         options.setdefault("split", "{split}")
     name = options.get(split, split)
     own_splits = "{split}" in f"{path} {options}" or (kind == "manifest" and Path(path).is_dir())
+    if not own_splits and set(SPLITS) & set(options):
+        raise SourceError(f"{part!r} names splits, but has no {{split}} for their names to stand in")
     options = {key: value.replace("{split}", name) for key, value in options.items() if key not in SPLITS}
     path = path.replace("{split}", name)
     if kind == "manifest" and Path(path).is_dir():
         path = _manifest_of(Path(path), split)
     weight, hold_out = _number(part, "weight", weight, float), _number(part, "hold_out", hold_out, int)
-    if weight is None or not 0 < weight < float("inf"):
-        raise SourceError(f"{part!r}: weight must be above 0")
+    if weight is None or not 0 < weight <= MOST_WEIGHT:
+        raise SourceError(f"{part!r}: weight must be above 0, and at most {MOST_WEIGHT}")
     if own_splits and hold_out is not None:
         raise SourceError(f"{part!r} has splits of its own; leave hold_out out")
     if own_splits:
@@ -134,8 +137,11 @@ def _construct(kind: str, path: str, options: dict[str, str], class_names) -> So
         paths = sorted(glob.glob(path))
         if not paths:
             raise SourceError(f"no file is called {path}")
-        return constructor(paths, class_names=class_names, **options)
-    return constructor(path, class_names=class_names, **options)
+        path = paths
+    source = constructor(path, class_names=class_names, **options)
+    if not len(source):
+        raise SourceError(f"{kind}:{path} holds no rows")
+    return source
 
 
 def _manifest_of(folder: Path, split: str) -> Path:

@@ -4,12 +4,18 @@
 
 The name up to the first dot of its last part is the id. `.txt` is the caption; `.json` may hold `caption`,
 `labels`, `references`, `speaker` and `group` (see `opt_jax.data.manifest`); pictures and recordings go by
-their extension, others are ignored. Shards must not be compressed: samples are read at random.
+their extension. Of other extensions and fields a warning tells. Shards must not be compressed: samples are
+read at random.
 """
 
+import collections
+import dataclasses
 import json
+import os
 import tarfile
+import warnings
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,26 +30,45 @@ from opt_jax.data.triplet import SourceError, UnusableSampleError
 SOUND = (".flac", ".wav", ".ogg", ".mp3", ".opus")
 PARTS = dict.fromkeys(FORMATS, "image") | dict.fromkeys(SOUND, "audio")
 TEXTS = {".txt": "caption", ".json": "json"}
+KNOWN = ("caption", "labels", "references", "speaker", "group")  # fields of a .json
+DAMAGED = -2  # in the place of a size
 MAX_TEXT = 1 << 20  # bytes of a .txt or .json
 
 
 class TarShards(RowSource):
     """All samples of some tar files, in their order. Members of a sample stand side by side.
 
-    Opening reads the headers and texts of all members once; a name and 32 bytes of memory a member stay.
+    Opening reads the headers and texts of all members once; a name and 32 bytes of memory a member stay. A
+    shard that is damaged or cut has one more sample, unusable, in the place of what is lost behind it.
+
+    Args:
+      paths: the shards. ids: 'members', the names of the members; 'shards', those with the shard's name
+        before them, for shards that all begin with 000.
     """
 
-    def __init__(self, paths, class_names=None):
-        self.paths = [Path(path) for path in paths]
+    def __init__(self, paths, ids="members", class_names=None):
+        if ids not in ("members", "shards"):
+            raise SourceError(f"tar: ids={ids}; choose members or shards")
+        self.paths, self._ids = [Path(path) for path in paths], ids
         if not self.paths:
             raise SourceError("no tar shards: the list of files is empty")
+        self._ignored = collections.Counter()
         members, starts, last, self._names = array("q"), [], None, Texts()
         for number, path in enumerate(self.paths):
             for member in _members(path):
-                stem = (number, *_split(member.name)[:2])
-                if stem != last:
+                if isinstance(member, Damage):
                     starts.append(len(self._names))
-                    last = stem
+                    self._names.append(path.name.encode(errors="surrogateescape"))
+                    members.extend((number, member.offset, DAMAGED))
+                    continue
+                folder, stem, extension = _split(member.name)
+                if member.name.rpartition("/")[2].startswith(("._", ".DS_Store")):  # macOS adds them
+                    continue
+                if (extension := extension.lower()) not in TEXTS and extension not in PARTS:
+                    self._ignored[extension or member.name] += 1
+                if (number, folder, stem) != last:
+                    starts.append(len(self._names))
+                    last = number, folder, stem
                 self._names.append(member.name.encode(errors="surrogateescape"))
                 plain = member.isreg() and not member.issparse()
                 members.extend((number, member.offset_data, member.size if plain else -1))
@@ -51,6 +76,11 @@ class TarShards(RowSource):
         self._starts = np.array([*starts, len(self._names)], np.int64)
         sizes = [[path.name, path.stat().st_size] for path in self.paths]
         super().__init__("tar", self.paths[0].parent, {"shards": sizes}, class_names)
+        if self._ignored:
+            most = self._ignored.most_common(8)
+            names = "".join(f"\n  {name}" + f", {count} members" * (count > 0) for name, count in most)
+            warnings.warn(f"{self.paths[0]} and others: nothing is made of{names}", stacklevel=2)
+            self._ignored.clear()
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -60,7 +90,12 @@ class TarShards(RowSource):
             raise IndexError(f"sample {index} of {self.paths[0]} and others: there are {len(self)}")
         members = range(*self._starts[index : index + 2])
         names = [self._names[member].decode(errors="replace") for member in members]
+        if self._members[members[0]][2] == DAMAGED:
+            reason = f"the shard is damaged or cut at byte {self._members[members[0]][1]}; what follows is lost"
+            raise UnusableSampleError(names[0], "row", reason)
         sample_id, fields, texts = "".join(_split(names[0])[:2]) or names[0], {}, {}
+        if self._ids == "shards":
+            sample_id = f"{self.paths[self._members[members[0]][0]].stem}/{sample_id}"
         for member, name in zip(members, names, strict=True):
             check_name(name, sample_id, "row")
             if self._members[member][2] < 0:
@@ -71,7 +106,10 @@ class TarShards(RowSource):
             elif extension in PARTS:
                 fields.setdefault(PARTS[extension], f"{member}{extension}")
         if "json" in texts:
-            fields = _fields(texts["json"], sample_id) | fields
+            found = _fields(texts["json"], sample_id)
+            for name in found.keys() - KNOWN if len(self._ignored) < 1000 else ():
+                self._ignored.setdefault(f"{name!r} of .json", 0)  # not counted: rows are read more than once
+            fields = {name: found[name] for name in KNOWN if name in found} | fields
         if "caption" in texts:
             fields["caption"] = texts["caption"]
         return row_of(fields | {"id": sample_id}, sample_id)
@@ -120,16 +158,52 @@ def _fields(text: str, sample_id: str) -> dict:
         raise UnusableSampleError(
             sample_id, "row", f"has a .json that holds {type(fields).__name__}, no object"
         )
-    known = ("caption", "labels", "references", "speaker", "group")
-    return {key: fields[key] for key in known if key in fields}
+    return fields
 
 
-def _members(path: Path):
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """Where a shard cannot be read on."""
+
+    offset: int
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo | Damage]:
+    """The members of a shard but folders, and last the place where it is damaged, if it is.
+
+    Raises SourceError for a file that cannot be read, or whose beginning is no tar file.
+    """
+    end = 0
     try:
         with tarfile.open(path, "r:") as shard:
-            while (member := shard.next()) is not None:
+            while (member := _next(shard, end)) is not None:
                 shard.members.clear()  # it would keep all of them
+                end = shard.offset
+                if isinstance(member, Damage):
+                    yield member
+                    return
                 if not member.isdir():
                     yield member
+        # tarfile takes a damaged header for the end. The true one is of zeros only, two blocks at least.
+        with open(path, "rb") as file:
+            file.seek(end)
+            rest, size = file.read(2 * tarfile.BLOCKSIZE), os.path.getsize(path)
+            if len(rest) < 2 * tarfile.BLOCKSIZE or any(rest):
+                yield Damage(end)
+            else:
+                while rest := file.read(1 << 20):
+                    if any(rest):
+                        yield Damage(min(file.tell(), size) - len(rest))
+                        return
     except (OSError, tarfile.TarError) as error:
         raise SourceError(f"{path} cannot be read as an uncompressed tar file: {error}") from error
+
+
+def _next(shard: tarfile.TarFile, end: int) -> tarfile.TarInfo | Damage | None:
+    """The next member; the first one has to be there."""
+    try:
+        return shard.next()
+    except tarfile.TarError:
+        if not end:
+            raise
+        return Damage(end)

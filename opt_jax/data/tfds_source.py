@@ -12,7 +12,7 @@ from tensorflow_datasets.core import read_only_builder
 
 from opt_jax.data import decoding
 from opt_jax.data.row import Row, row_of
-from opt_jax.data.rows import RowSource
+from opt_jax.data.rows import PARTS, RowSource
 from opt_jax.data.triplet import SourceError, UnusableSampleError
 
 PREPARE = "tfds.builder(NAME).download_and_prepare(file_format='array_record')"
@@ -55,7 +55,7 @@ class TfdsSource(RowSource):
             "id": id,
             "group": group,
         }
-        self._named = {field: feature for field, feature in named.items() if feature is not None}
+        self._features = {field: feature for field, feature in named.items() if feature is not None}
         self.split, self.rate = split, int(rate)
         if not decoding.RATES[0] <= self.rate <= decoding.RATES[1]:
             raise SourceError(f"tfds:{path}: rate={rate} is not {decoding.RATES[0]} to {decoding.RATES[1]}")
@@ -72,7 +72,7 @@ class TfdsSource(RowSource):
                 f" ArrayRecord files, as {PREPARE} makes them, without features of the type Audio."
             ) from error
         try:
-            kinds = {field: _get(features, name) for field, name in self._named.items()}
+            kinds = {field: _get(features, name) for field, name in self._features.items()}
         except KeyError as error:
             found = ", ".join(sorted(features))
             raise SourceError(f"tfds:{path} has no feature {error}; it has {found}") from error
@@ -82,24 +82,25 @@ class TfdsSource(RowSource):
         for name in ("dataset_info.json", "features.json"):
             digest.update((builder.data_path / name).read_bytes())
         identity = {"info_sha256": digest.hexdigest(), "split": split, "rate": self.rate}
-        super().__init__("tfds", {}, {**identity, "features": self._named}, class_names)
+        super().__init__("tfds", {}, {**identity, "features": self._features}, class_names)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def _look_through(self):
         known = self._label is None or isinstance(self._label, tfds.features.ClassLabel)
-        if not known or {"id", "group"} & set(self._named):
+        if not known or {"id", "group"} & set(self._features):
             return super()._look_through()
         # Reading all records would tell nothing more.
         fields = {"image": "image", "audio": "audio", "caption": "text"}
-        self.modalities.update(fields[field] for field in fields if field in self._named)
+        self.modalities.update(fields[field] for field in fields if field in self._features)
+        self._named[:] = [part in self.modalities for part in PARTS]
         names = self._label.names if self._label else ()
         return np.zeros(0, np.int64), np.arange(1, len(self) + 1, dtype=np.uint64), set(names)
 
     def row(self, index: int) -> Row:
         example = self._example(index)
-        values = {field: _get(example, name) for field, name in self._named.items()}
+        values = {field: _get(example, name) for field, name in self._features.items()}
         sample_id, labels = f"{self.split}-{index}", values.pop("labels", None)
         try:
             files = {field: str(index) for field in ("image", "audio") if _holds(values.pop(field, None))}
@@ -130,7 +131,7 @@ class TfdsSource(RowSource):
         return example
 
     def _file(self, row: Row, part: str) -> np.ndarray:
-        value = _get(self._example(int(getattr(row, part))), self._named[part])
+        value = _get(self._example(int(getattr(row, part))), self._features[part])
         if isinstance(value, bytes):
             return (decoding.decode_image if part == "image" else decoding.decode_audio)(value, row.id)
         if part == "image":

@@ -102,6 +102,10 @@ class Source(Protocol):
     def caption(self, index: int) -> str | None:
         """The caption of sample `index`, without decoding its picture or sound; None for an unusable row."""
 
+    def rows_with(self, *parts: str) -> np.ndarray:
+        """Rows, int [n] in order, that have all of these parts ('text', 'image', 'regions', 'audio'), as far
+        as the list tells: their files may turn out to be unusable."""
+
     def origin(self, index: int) -> str:
         """Name of the source that sample `index` comes from, for the records of what was set aside."""
 

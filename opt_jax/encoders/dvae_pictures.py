@@ -46,38 +46,43 @@ def read_picture(source: Source, index: int, size: int) -> np.ndarray | None:
 class PictureBatches:
     """{"images": uint8 [B, size, size, 3]} without end.
 
-    Every epoch is a permutation drawn from (seed, epoch), without its remainder, so a batch is a function of
-    the step. In the place of a sample without a picture stands the next one that has one.
+    Every epoch is a permutation, drawn from (seed, epoch), of the samples with pictures, without its
+    remainder, so a batch is a function of the step. In the place of a picture that cannot be used stands the
+    next one that can.
     """
 
     def __init__(self, source: Source, batch_size: int, size: int, seed: int):
-        if len(source) < batch_size:
-            raise SourceError(f"the source has {len(source)} samples, fewer than a batch of {batch_size}")
+        self._rows = source.rows_with("image")
+        if len(self._rows) < batch_size:
+            raise SourceError(
+                f"the dVAE is trained on pictures, in batches of {batch_size}; {len(self._rows)} of"
+                f" {len(source)} samples have one"
+            )
         self._source, self._batch_size, self._size, self._seed = source, batch_size, size, seed
         self._kept: dict[int, np.ndarray] = {}
 
     def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
-        per_epoch = len(self._source) // self._batch_size
+        per_epoch = len(self._rows) // self._batch_size
         epoch, position = divmod(step, per_epoch)
         while True:
-            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._source))
+            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._rows))
             for number in range(position, per_epoch):
-                rows = order[number * self._batch_size : (number + 1) * self._batch_size]
-                yield {"images": np.stack([self._picture(int(row)) for row in rows])}
+                places = order[number * self._batch_size : (number + 1) * self._batch_size]
+                yield {"images": np.stack([self._picture(int(place)) for place in places])}
             epoch, position = epoch + 1, 0
 
-    def _picture(self, row: int) -> np.ndarray:
-        if row in self._kept:
-            return self._kept[row]
-        count = len(self._source)
-        for other in itertools.chain(range(row, count), range(row)):
-            picture = read_picture(self._source, other, self._size)
+    def _picture(self, place: int) -> np.ndarray:
+        if place in self._kept:
+            return self._kept[place]
+        count = len(self._rows)
+        for other in itertools.chain(range(place, count), range(place)):
+            picture = read_picture(self._source, int(self._rows[other]), self._size)
             if picture is not None:
                 break
         else:
-            raise SourceError(f"none of the {count} samples has a picture, which the dVAE is trained on")
+            raise SourceError(f"none of the {count} pictures can be used, on which the dVAE is trained")
         if (len(self._kept) + 1) * picture.nbytes <= MEMORY:
-            self._kept[row] = picture
+            self._kept[place] = picture
         return picture
 
 

@@ -84,9 +84,9 @@ def train_dvae(
     model = DiscreteVAE(**config.model)
     if config.image_size % model.cell:
         raise ValueError(f"dvae config: image_size {config.image_size} is no multiple of {model.cell} (cell)")
-    rows = range(len(validation_source))
     validation_picture = partial(read_picture, validation_source, size=config.image_size)
-    if all(validation_picture(row) is None for row in rows):  # reads up to the first that is there
+    rows = list(map(int, validation_source.rows_with("image")))
+    if all(validation_picture(row) is None for row in rows):  # reads up to the first that can be used
         raise SourceError("no sample of the validation split has a picture, on which the dVAE is measured")
     directory = Path(directory)
     batches = PictureBatches(train_source, config.train.batch_size, config.image_size, seed)

@@ -18,16 +18,17 @@ from opt_jax.encoders.wav2vec2_objectives import encode_letters
 
 
 class NoUsableClipsError(ValueError):
-    """No sample of a source has speech and a transcript of a usable length."""
+    """No sample of a source has speech, and a transcript where one is needed, of a usable length."""
 
 
 class WaveformBatches:
     """Batches whose content is a function of (seed, step).
 
-    The clips run through shuffled epochs in pools of `pool_batches` batches. A pool is decoded, sorted by
-    length, cut into batches and given out in random order. A clip without audio or transcript, shorter than
-    `shortest` samples or longer than the longest bucket is left out, and clips of the same pool are repeated
-    in its place. With `speeds` each clip of a pool is played at one of them, drawn anew every time it comes
+    The samples that have audio and a transcript run through shuffled epochs in pools of `pool_batches`
+    batches. A pool is decoded, sorted by length, cut into batches and given out in random order. A clip
+    shorter than `shortest` samples or longer than the longest bucket is left out, and clips of the same pool
+    are repeated in its place. Where transcripts are not `transcribed`, none is needed, and of a longer clip a
+    part drawn anew every time is taken. With `speeds` each clip of a pool is played at one of them, drawn anew every time it comes
     (Ko et al., 2015); `once` plays all as they are.
 
     A batch is {waveforms [B, N] f32 raw, lengths [B] i32, labels [B, U] i32, label_lengths [B] i32}; N is the
@@ -46,12 +47,21 @@ class WaveformBatches:
         letters_per_second: float,
         seed: int,
         speeds: Sequence[float] = (1.0,),
+        transcribed: bool = True,
         shortest: int = 1600,
     ):
+        """Raises NoUsableClipsError where no sample has audio, and a transcript where that is needed."""
         self.source, self.vocabulary, self.seed, self.shortest = source, tuple(vocabulary), seed, shortest
         self.batch_size, self.pool_batches = batch_size, pool_batches
         self.buckets = sorted(round(seconds * SAMPLE_RATE) for seconds in bucket_seconds)
         self.letters_per_second = letters_per_second
+        self.transcribed = transcribed
+        self.rows = source.rows_with("audio", *(["text"] if transcribed else []))
+        if not len(self.rows):
+            raise NoUsableClipsError(
+                f"none of {len(source)} samples has audio{' and a caption' if transcribed else ''},"
+                " which wav2vec 2.0 is trained on"
+            )
         self.speeds = [Fraction(speed).limit_denominator(100) for speed in speeds]
 
     def from_step(self, step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -64,7 +74,7 @@ class WaveformBatches:
 
     def once(self) -> Iterator[tuple[dict[str, np.ndarray], list[int]]]:
         """Every usable clip once, shortest first: (batch, indices of its clips); repeats fill the last."""
-        clips = sorted(self._usable(range(len(self.source))), key=lambda clip: len(clip[1]))
+        clips = sorted(self._usable(map(int, self.rows)), key=lambda clip: len(clip[1]))
         for start in range(0, len(clips), self.batch_size):
             batch = clips[start : start + self.batch_size]
             padded = batch + [batch[-1]] * (self.batch_size - len(batch))
@@ -72,18 +82,23 @@ class WaveformBatches:
 
     def _pool(self, pool: int) -> list[dict[str, np.ndarray]]:
         size = self.pool_batches * self.batch_size
-        positions = np.arange(pool * size, (pool + 1) * size)
-        orders = {
-            epoch: np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.source))
-            for epoch in np.unique(positions // len(self.source))
-        }
-        clips = self._usable(int(orders[p // len(self.source)][p % len(self.source)]) for p in positions)
-        if not clips:
-            raise NoUsableClipsError(
-                f"none of the {size} clips from position {pool * size} on has audio of {self.shortest} to "
-                f"{self.buckets[-1]} samples and a transcript that fits: see batches.bucket_seconds"
-            )
         rng = np.random.default_rng([self.seed, 1, pool])
+        count, start, clips = len(self.rows), pool * size, []
+        while not clips:  # where few can be used, a pool may have none, and the next ones stand in for it
+            if start >= pool * size + count + size:
+                raise NoUsableClipsError(
+                    f"of {count} samples with audio{' and a caption' if self.transcribed else ''} none has"
+                    f" {self.shortest / SAMPLE_RATE:g} to {self.buckets[-1] / SAMPLE_RATE:g} s"
+                    " (batches.bucket_seconds)"
+                    + (" and letters of model.vocabulary, few enough to be spoken" if self.transcribed else "")
+                )
+            positions = np.arange(start, start + size)
+            orders = {
+                epoch: np.random.default_rng([self.seed, 0, epoch]).permutation(count)
+                for epoch in np.unique(positions // count)
+            }
+            clips = self._usable((int(self.rows[orders[p // count][p % count]]) for p in positions), rng)
+            start += size
         clips = [self._played(*clip, rng) for clip in (clips * (size // len(clips) + 1))[:size]]
         clips = sorted(clips, key=lambda clip: len(clip[1]))
         return [
@@ -91,20 +106,23 @@ class WaveformBatches:
             for i in rng.permutation(self.pool_batches)
         ]
 
-    def _usable(self, indices) -> list[tuple[int, np.ndarray, list[int]]]:
-        clips = []
+    def _usable(self, indices, rng=None) -> list[tuple[int, np.ndarray, list[int]]]:
+        """(index, audio, letters) of the clips that can be used; `rng` draws parts of longer ones."""
+        clips, longest = [], self.buckets[-1]
         for index in indices:
             sample = usable(self.source, index, image=False)
-            if (
-                sample is None
-                or sample.audio is None
-                or not sample.caption
-                or not self.shortest <= len(sample.audio) <= self.buckets[-1]
-            ):
+            if sample is None or sample.audio is None or len(sample.audio) < self.shortest:
+                continue
+            audio = sample.audio
+            if not self.transcribed:
+                first = rng.integers(len(audio) - longest + 1) if rng and len(audio) > longest else 0
+                clips.append((index, audio[first : first + longest], []))
+                continue
+            if len(audio) > longest or not sample.caption:
                 continue
             letters = encode_letters(sample.caption, self.vocabulary)
-            if 0 < len(letters) <= self._letters(self._bucket(len(sample.audio))):
-                clips.append((index, sample.audio, letters))
+            if 0 < len(letters) <= self._letters(self._bucket(len(audio))):
+                clips.append((index, audio, letters))
         return clips
 
     def _played(self, index: int, audio: np.ndarray, letters: list[int], rng):

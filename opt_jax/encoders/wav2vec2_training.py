@@ -203,9 +203,12 @@ def train_wav2vec2(
         letters_per_second=config.batches.letters_per_second,
         speeds=config.batches.speeds,
     )
-    held_out = WaveformBatches(
-        validation_source, batch_size=config.batches.evaluation_batch_size, seed=seed, **shape
-    )
+    size = config.batches.evaluation_batch_size
+    held_out = {  # made first: whether there are clips for it should not be known only after the training
+        part: WaveformBatches(validation_source, batch_size=size, seed=seed, transcribed=part == "ctc", **shape)
+        for part in ("ssl", "ctc")
+        if config[part].enabled
+    }
     identity = {
         "data": train_source.fingerprint(),
         "model": config.model.to_dict(),
@@ -213,8 +216,10 @@ def train_wav2vec2(
     }
     metrics, params = {}, None
 
-    def fit(task, part, name, initial_params=None):
-        batches = WaveformBatches(train_source, batch_size=part.train.batch_size, seed=seed, **shape)
+    def fit(task, part, name, initial_params=None, transcribed=True):
+        batches = WaveformBatches(
+            train_source, batch_size=part.train.batch_size, seed=seed, transcribed=transcribed, **shape
+        )
         objective = {key: value for key, value in part.to_dict().items() if key != "train"}
         return train(
             task,
@@ -236,15 +241,15 @@ def train_wav2vec2(
         )
 
     if config.ssl.enabled:
-        params = fit(ssl_task(config), config.ssl, "wav2vec2_ssl")
-        report("ssl_", evaluate_ssl(params, config, held_out, seed))
+        params = fit(ssl_task(config), config.ssl, "wav2vec2_ssl", transcribed=False)
+        report("ssl_", evaluate_ssl(params, config, held_out["ssl"], seed))
     if config.ctc.enabled:
         start = None if params is None else {"wav2vec2": params["wav2vec2"]}
         params = fit(ctc_task(config), config.ctc, "wav2vec2_ctc", start)
-        report("", evaluate_ctc(params, config, held_out))
+        report("", evaluate_ctc(params, config, held_out["ctc"]))
         if config.ctc.compare_scratch and start is not None:
             scratch = fit(ctc_task(config), config.ctc, "wav2vec2_ctc_scratch")
-            report("scratch_", evaluate_ctc(scratch, config, held_out))
+            report("scratch_", evaluate_ctc(scratch, config, held_out["ctc"]))
     frozen = {name: params[name] for name in ("wav2vec2", "ctc_head") if name in params}
     save_frozen(directory, jax.device_get(frozen), config.model.to_dict(), metrics)
     return metrics

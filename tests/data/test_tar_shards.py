@@ -119,14 +119,66 @@ def test_a_name_that_is_no_utf8(tmp_path):
 
 def test_shards_that_cannot_be_read(tmp_path):
     good = shard(tmp_path / "good.tar", whole("0"))
-    (tmp_path / "cut.tar").write_bytes(good.read_bytes()[:1000])
     (tmp_path / "text.tar").write_bytes(b"not found" * 1000)
     packed = shard(tmp_path / "packed.tar", whole("0"), "w:gz")
-    for path in (tmp_path / "cut.tar", tmp_path / "text.tar", packed, tmp_path / "none.tar"):
+    for path in (tmp_path / "text.tar", packed, tmp_path / "none.tar"):
         with pytest.raises(SourceError, match=f"{path} cannot be read as an uncompressed tar file"):
             TarShards([good, path])
     with pytest.raises(SourceError, match="no tar shards"):
         TarShards([])
+
+
+def damaged_in(kind: str, content: bytes) -> tuple[bytes, int]:
+    """A shard's content with one damage, and the byte where it is. Every member here takes 1,024 bytes."""
+    if kind == "a flipped bit in a header":
+        return content[:2150] + bytes([content[2150] ^ 4]) + content[2151:], 2048
+    if kind == "cut between members":
+        return content[:2048], 2048
+    if kind == "cut in a member":
+        return content[:2700], 3072
+    if kind == "zeros in the middle":
+        return content[:2048] + bytes(1024) + content[3072:], 3072
+    return content[:4096], 4096  # the mark of the end is missing
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a flipped bit in a header",
+        "cut between members",
+        "cut in a member",
+        "zeros in the middle",
+        "without its end",
+    ],
+)
+def test_what_a_damaged_shard_loses_is_told_and_costs_no_other(tmp_path, kind):
+    words = [(f"{number}.txt", b"A red ball.") for number in range(4)]
+    path, other = shard(tmp_path / "a.tar", words), shard(tmp_path / "b.tar", [("9.txt", b"A box.")])
+    content, place = damaged_in(kind, path.read_bytes())
+    path.write_bytes(content)
+    source = TarShards([path, other])
+    assert source[len(source) - 1].id == "9"
+    with pytest.raises(UnusableSampleError, match=f"sample 'a.tar': .* damaged or cut at byte {place}; what"):
+        source[len(source) - 2]
+    assert source.caption(len(source) - 2) is None and source[0].caption == "A red ball."
+
+
+def test_shards_that_begin_with_the_same_names(tmp_path):
+    paths = [shard(tmp_path / f"{name}.tar", whole("0")) for name in "ab"]
+    with pytest.raises(UnusableSampleError, match="occurs in an earlier row"):
+        TarShards(paths)[1]
+    assert [triplet.id for triplet in TarShards(paths, ids="shards")] == ["a/0", "b/0"]
+    with pytest.raises(SourceError, match="ids=all; choose members or shards"):
+        TarShards(paths, ids="all")
+
+
+def test_what_is_ignored_is_told(tmp_path):
+    fields = json.dumps({"caption": "A ball.", "text": "x"}).encode()
+    members = [("0.json", fields), ("0.caption", b"x"), ("0.seg.png", b"x"), ("._0.txt", b"x"), ("1.caption", b"")]
+    with pytest.warns(UserWarning, match=r"nothing is made of\n  .caption, 2 members\n") as told:
+        source = TarShards([shard(tmp_path / "a.tar", members)])
+    assert ".seg.png, 1 members" in str(told[0].message) and "'text' of .json" in str(told[0].message)
+    assert source[0].caption == "A ball." and len(source) == 2
 
 
 def test_a_shard_that_was_cut_after_opening(tmp_path):

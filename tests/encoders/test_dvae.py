@@ -244,6 +244,9 @@ class Stripes:
         image[:, 8 * (index // 4 % 2) :][:, :8] = self.colours[index % 4]
         return Triplet(id=str(index), image=image)
 
+    def rows_with(self, *parts):
+        return np.arange(32)
+
     def caption(self, index):
         return None
 

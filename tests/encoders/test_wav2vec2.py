@@ -293,6 +293,10 @@ class Noise:
     def __len__(self):
         return 12
 
+    def rows_with(self, *parts):
+        without = {"text": 3, "audio": 5}
+        return np.array([row for row in range(12) if row not in [without[part] for part in parts]])
+
     def caption(self, index):
         return None if index == 3 else "abc"[: 1 + index % 3]
 
@@ -334,6 +338,35 @@ def test_clips_are_played_at_other_speeds_in_training_only():
     np.testing.assert_array_equal(other["waveforms"], changed._pool(0)[0]["waveforms"])
     for (batch, _), (other, _) in zip(plain.once(), changed.once(), strict=True):
         np.testing.assert_array_equal(batch["waveforms"], other["waveforms"])
+
+
+class RarelySpoken(Noise):
+    """Of 3,000 samples every 600th has a recording, and of those two are of a usable length."""
+
+    def __len__(self):
+        return 3000
+
+    def rows_with(self, *parts):
+        return np.arange(0, 3000, 600 if "audio" in parts else 1)
+
+    def read(self, index, image=True, audio=True):
+        length = 2500 + index if index in (600, 1800) else 9000
+        return Triplet(id=str(index), caption="abc", audio=speech(index, length) if index % 600 == 0 else None)
+
+
+def test_rare_speech_is_found_and_long_clips_are_cut_where_no_transcript_is_needed():
+    settings = dict(batch_size=1, pool_batches=1, letters_per_second=40.0, seed=1)
+    batches = WaveformBatches(RarelySpoken(), get_config("tiny").model.vocabulary, bucket_seconds=(0.3,), **settings)
+    lengths = [int(batch["lengths"][0]) for batch in itertools.islice(batches.from_step(0), 10)]
+    assert set(lengths) == {3100, 4300}  # one row to a pool: three of five have nothing of their own
+    cut = WaveformBatches(
+        RarelySpoken(), get_config("tiny").model.vocabulary, bucket_seconds=(0.3,), transcribed=False, **settings
+    )
+    found = list(itertools.islice(cut.from_step(0), 10))
+    assert {int(batch["lengths"][0]) for batch in found} == {3100, 4300, 4800}
+    starts = {batch["waveforms"][0, :100].tobytes() for batch in found if batch["lengths"][0] == 4800}
+    assert len(starts) > 3  # each time another part
+    np.testing.assert_array_equal(found[3]["waveforms"], next(cut.from_step(3))["waveforms"])
 
 
 def test_a_tone_played_faster_is_higher():

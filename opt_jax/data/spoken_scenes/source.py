@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from opt_jax.data.spoken_scenes.record import decode
@@ -81,6 +82,10 @@ class SpokenScenes:
             with open(self._folder / "captions.jsonl") as lines:
                 self._rows = [json.loads(line) for line in lines]
         return self._rows[index]
+
+    def rows_with(self, *parts: str) -> np.ndarray:
+        """All rows, but none has ready regions."""
+        return np.arange(0 if "regions" in parts else len(self))
 
     def origin(self, index: int) -> str:
         """All samples come from the generator."""
