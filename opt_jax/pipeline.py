@@ -6,6 +6,7 @@ workdir/data -> workdir/encoders/{tokenizer,detector,wav2vec2,dvae} -> workdir/c
 -> workdir/evaluation, workdir/results.json, workdir/report.html
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -17,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from opt_jax.cache.builder import build_cache
+from opt_jax.cache.builder import build_cache, intact
 from opt_jax.cache.extraction import Extraction
 from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
@@ -65,7 +66,7 @@ def make_sources(config, workdir: Path) -> dict:
     """The raw triplets by split; Spoken Scenes are generated, others are opened where they are."""
     if config.data.source == "manifest":
         sources = open_splits(config.data.manifest)
-        check_splits(sources)
+        check_splits(sources, config.train.batch_size)
         counts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
         classes = len(sources["train"].class_names)
         print(f"data: {config.data.manifest}: {counts} rows, {classes} classes", flush=True)
@@ -85,8 +86,15 @@ def make_sources(config, workdir: Path) -> dict:
     return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
 
 
-def check_splits(sources: Mapping[str, Source]) -> None:
+def check_splits(sources: Mapping[str, Source], batch_size: int) -> None:
     """Raises SourceError for splits that training or evaluation would stumble over, hours later."""
+    weights = row_weights(sources["train"])
+    visits = len(sources["train"]) if weights is None else int(weights.sum())
+    if visits < batch_size:
+        raise SourceError(
+            f"the train split has {visits} rows, which do not fill a batch; set config.train.batch_size,"
+            f" which is {batch_size}, to that at most"
+        )
     for split, source in sources.items():
         if not len(source):
             raise SourceError(f"the {split} split has no rows; give it a list, or hold more out (hold_out=N)")
@@ -182,7 +190,8 @@ def make_caches(
             return {"rows": manifest.num_rows, "quarantined": manifest.num_quarantined}
 
         inputs = {"fingerprint": fingerprint, "examples_per_shard": config.cache.examples_per_shard}
-        run_stage(f"cache/{split}", directory, inputs, build, collective=False)
+        whole = functools.partial(intact, directory / "features")
+        run_stage(f"cache/{split}", directory, inputs, build, collective=False, intact=whole)
         caches[split] = cache = FeatureCache(directory / "features", fingerprint)
         if set_aside := cache.manifest.num_quarantined:
             print(
@@ -255,6 +264,12 @@ def pretrain(
     if weights is not None:
         weights = weights[caches["train"].source_row]
     loader = make_loader(config, caches["train"], regions, weights=weights)
+    visits = len(caches["train"]) if weights is None else int(weights.sum())
+    if visits < config.train.batch_size:
+        raise CacheError(
+            f"{visits} usable training triplets do not fill a batch; set config.train.batch_size, which is"
+            f" {config.train.batch_size}, to that at most"
+        )
     print(
         "pre-training batches:",
         ", ".join(f"{name} {value:.4g}" for name, value in loader.report().items()),

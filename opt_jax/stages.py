@@ -27,6 +27,7 @@ def run_stage(
     build: Callable[[Path], Mapping[str, Any] | None],
     *,
     collective: bool = True,
+    intact: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
     """Builds a stage once, and returns what it made.
 
@@ -39,6 +40,7 @@ def run_stage(
         earlier by the same inputs is handed to it again, to go on with.
       collective: of a run of several processes all build (training does, on all devices); False: the first
         builds and the others wait. All must call it and share the file system; the first keeps the records.
+      intact: asked of a directory that is done; False: `build` is to mend it.
 
     Raises:
       StageMismatch: the directory was made or begun by other inputs.
@@ -46,18 +48,21 @@ def run_stage(
     directory = Path(directory)
     wanted = json.loads(json.dumps(inputs, sort_keys=True))  # as it will be read back: tuples become lists
     done, started = read_record(directory / DONE), read_record(directory / STARTED)
+    damaged = done is not None and done["inputs"] == wanted and not intact()
     _all_processes(f"{name}: records read")
     for record in (done, started):
         if record is not None and record["inputs"] != wanted:
             raise StageMismatch(_describe(name, directory, record["inputs"], wanted))
-    if done is not None:
+    if done is not None and not damaged:
         _say(f"{name}: up to date ({directory})")
         return done["outputs"]
 
-    _say(f"{name}: {'starts' if started is None else 'goes on'} ({directory})")
+    begins = "is damaged, and mended" if damaged else "starts" if started is None else "goes on"
+    _say(f"{name}: {begins} ({directory})")
     before = 0.0 if started is None else started["seconds"]
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / DONE).unlink(missing_ok=True)
         write_record(directory / STARTED, {"inputs": wanted, "seconds": before})
     _all_processes(f"{name}: begins")
     if not collective and jax.process_index() > 0:

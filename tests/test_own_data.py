@@ -82,6 +82,14 @@ def test_pictures_and_words_alone_are_enough(tmp_path):
     assert not [key for key in results if "audio" in key or "wav2vec2" in key]
 
 
+def test_too_few_rows_for_a_batch_are_told_before_anything_is_trained(tmp_path):
+    for split in ("train", "validation", "test"):
+        write_split(tmp_path / "data", split, 6, gaps=False)
+    with pytest.raises(SourceError, match="the train split has 6 rows, which do not fill a batch"):
+        pipeline.run(config_of(tmp_path / "data", tmp_path / "run"), tmp_path / "run")
+    assert not (tmp_path / "run" / "encoders").exists()
+
+
 def test_a_manifest_that_is_not_named_is_asked_for(tmp_path):
     config = smallest_config(tmp_path, "manifest")
     with pytest.raises(ConfigError, match=r"--config\.data\.manifest=data/mine"):

@@ -1,6 +1,7 @@
 """The whole run at the smallest sizes: every stage, every key of results.json, the report, a second run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,16 +111,41 @@ def test_other_data_in_the_same_workdir_is_refused(finished):
         pipeline.run(other, workdir)
 
 
-def test_a_damaged_cache_is_named(finished):
-    config, workdir, _ = finished
-    shard = next((workdir / "cache" / "test" / "features").glob("*.array_record*"))
+@pytest.mark.parametrize("damage", ["a cut shard", "no shard", "no cache"])
+def test_a_damaged_cache_is_mended(finished, capsys, damage):
+    config, workdir, results = finished
+    features = workdir / "cache" / "test" / "features"
+    shard = next(features.glob("*.array_record*"))
     content = shard.read_bytes()
-    shard.write_bytes(content[:-10])
+    if damage == "a cut shard":
+        shard.write_bytes(content[:-10])
+    elif damage == "no shard":
+        shard.unlink()
+    else:
+        shutil.rmtree(features)
+    again = pipeline.run(config, workdir)
+    told = capsys.readouterr().out
+    assert "cache/test: is damaged, and mended" in told and "cache/train: up to date" in told
+    assert (shard.name in told) == (damage != "no cache") and shard.read_bytes() == content
+    assert without_seconds(again) == without_seconds(results)
+
+
+def test_a_damaged_record_is_named(finished):
+    _, workdir, _ = finished
+    features = workdir / "cache" / "test" / "features"
+    shard = next(features.glob("*.array_record*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2] + b"\xff" * 64 + content[len(content) // 2 + 64 :])
     try:
         with pytest.raises(CacheError, match=shard.name):
-            pipeline.run(config, workdir)
+            cache = FeatureCache(features)
+            [cache[row] for row in range(len(cache))]
     finally:
         shard.write_bytes(content)
+
+
+def without_seconds(results):
+    return {key: value for key, value in results.items() if not key.startswith("seconds/")}
 
 
 def test_a_trained_model_is_loaded_with_the_parameters_of_its_last_step(finished):

@@ -14,9 +14,11 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from opt_jax.cache.builder import build_cache
 from opt_jax.cache.extraction import Extraction
-from opt_jax.cache.manifest import QUARANTINE, Manifest
+from opt_jax.cache.manifest import QUARANTINE, CacheError, Manifest
 from opt_jax.cache.verify import verify
 from opt_jax.data.decoding import SAMPLE_RATE, SHORTEST
 from opt_jax.data.sources import open_splits
@@ -72,6 +74,17 @@ def run(flags: argparse.Namespace, beam: list[str] | None) -> Manifest:
     options = (load_tokenizer(flags.tokenizer), flags.max_seconds, flags.dtype, flags.ready)
     extraction = Extraction(*paths, *options)
     source = open_splits(flags.source, [flags.split])[flags.split]  # its classes are those of training
+    for part, flag in (("audio", "wav2vec2"), ("image", "dvae")):
+        if part in source.modalities and not vars(flags)[flag]:  # each would be set aside, one by one
+            raise CacheError(
+                f"{flags.source} has rows with {part}; name the encoder for them: --{flag}=DIRECTORY"
+            )
+    lacking = np.setdiff1d(source.rows_with("image"), source.rows_with("regions"))
+    if flags.ready and not flags.detector and len(lacking):
+        raise CacheError(
+            f"{flags.source}: {len(lacking)} rows have pictures without ready regions; leave --ready out, or"
+            " give these"
+        )
     return build_cache(
         source,
         extraction,
@@ -100,6 +113,8 @@ def main(arguments=None) -> int:
         if request.code == 128 + signal.SIGTERM:
             stopped(flags.out, request.code)
         raise
+    if manifest.num_quarantined > manifest.num_rows:
+        print("warning: more rows were set aside than could be used")
     set_aside = f"; set aside: {manifest.num_quarantined} ({flags.out / QUARANTINE} says why)"
     print(
         f"{flags.out}: {manifest.num_rows} rows in {len(manifest.shards)} shards"

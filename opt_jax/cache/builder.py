@@ -18,7 +18,7 @@ from opt_jax.cache.manifest import (
     write_atomically,
 )
 from opt_jax.cache.schema import Schema
-from opt_jax.cache.shard import ShardTask
+from opt_jax.cache.shard import ShardTask, load_record
 from opt_jax.configuration import differences
 from opt_jax.metrics_log import progress
 
@@ -48,20 +48,20 @@ def build_cache(
       fingerprint: JSON-able, says what determines the content (source, encoders, config).
       split: name of the split in file names.
       schema: sizes of the arrays.
-      examples_per_shard: rows of the source a shard. Two shards of triplets are in memory at a time, one for
-        each process where there are several.
+      examples_per_shard: rows of the source a shard; the records of one are in memory, for each process.
       processes: on this machine. A program that asks for more than one needs the guard
         `if __name__ == "__main__":`, as these processes import it.
       beam: options of an Apache Beam pipeline, as ["--runner=DirectRunner"]; its workers run the tasks, and
         must see the directory, the source and the encoders at the same paths.
 
     Returns:
-      The manifest. Where the finished cache is there already, nothing else happens.
+      The manifest. Of a finished cache only shards that are missing or of another size are made anew.
 
     Raises:
       FingerprintMismatch: the directory holds a cache, finished or not, that was made by something else.
-      CacheError: the directory cannot be made, or another process of this machine builds in it; the source
-        is empty, no row of it was usable, a worker process died, or Apache Beam is missing.
+      CacheError: what was made anew is not as it was; the directory cannot be made, or another process of
+        this machine builds in it; the source is empty, no row of it was usable, a worker process died, or
+        Apache Beam is missing.
     """
     directory = Path(directory).absolute()
     if not len(source):
@@ -83,6 +83,7 @@ def build_cache(
             manifest = read_manifest(directory)
             _demand_equal(directory, _inputs_of(manifest), inputs)
             remove_leftovers(directory)
+            _mend(directory, manifest, (source, extractor, schema), processes, beam)
             return manifest
         started = directory / INPUTS
         if started.exists():
@@ -111,6 +112,39 @@ def _alone_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def intact(directory: Path) -> bool:
+    """Whether a finished cache is there, with every shard at its size. (`verify` re-reads them.)"""
+    return (directory / MANIFEST).is_file() and not _damaged(directory, read_manifest(directory))
+
+
+def _damaged(directory: Path, manifest: Manifest) -> list[int]:
+    """Numbers of the shards that are missing, or not of their size."""
+    paths = [directory / shard.file for shard in manifest.shards]
+    sizes = [path.stat().st_size if path.is_file() else -1 for path in paths]
+    return [n for n, shard in enumerate(manifest.shards) if sizes[n] != shard.size]
+
+
+def _mend(directory: Path, manifest: Manifest, work: tuple, processes: int, beam) -> None:
+    """Makes the damaged shards of a finished cache again, which have to become what they were."""
+    numbers = _damaged(directory, manifest)
+    if not numbers:
+        return
+    rows, size = manifest.num_source_rows, manifest.examples_per_shard
+    every = _tasks(directory, manifest.split, rows, size)
+    tasks = [every[number] for number in numbers]
+    names = ", ".join(task.file for task in tasks)
+    print(f"{directory}: missing or damaged, made again: {names}", flush=True)
+    _run(tasks, work, processes, beam)
+    for task in tasks:
+        shard, expected = load_record(task)[0], manifest.shards[task.number]
+        if shard.sha256 != expected.sha256:
+            raise CacheError(
+                f"{directory / task.file} was made again and is not what it was: the data or the machine has"
+                " changed; delete the cache and build it again"
+            )
+    remove_leftovers(directory)
 
 
 def _inputs_of(manifest: Manifest) -> dict:

@@ -15,6 +15,8 @@ from opt_jax.cache.schema import deserialize
 from opt_jax.cache.shard import READER_OPTIONS
 from opt_jax.configuration import differences
 
+MEND = "build the cache again: only what is damaged is made anew"
+
 
 class FeatureCache:
     """One split of cached features, by row number.
@@ -50,12 +52,9 @@ class FeatureCache:
         for shard in self.manifest.shards:
             path = self.directory / shard.file
             if not path.is_file():
-                raise CacheError(f"{path} is missing; build the cache again: only what is damaged is made anew")
+                raise CacheError(f"{path} is missing; {MEND}")
             if (size := path.stat().st_size) != shard.size:
-                raise CacheError(
-                    f"{path} has {size} bytes, expected {shard.size}; build the cache again: only what is damaged"
-                    " is made anew"
-                )
+                raise CacheError(f"{path} has {size} bytes, expected {shard.size}; {MEND}")
         rows = manifest_lib.load_arrays(self.directory / manifest_lib.ROWS)
         self.ids, self.source_row, self.presence = Ids(rows), rows["source_row"], rows["present"]
         self.text_lengths, self.region_counts = rows["text_length"], rows["region_count"]
@@ -83,7 +82,8 @@ class FeatureCache:
         try:
             example = deserialize(self._reader(number).read([position])[0], self.schema)
             if example["index"] != self.source_row[row]:
-                raise ValueError(f"holds row {example['index']} of the source, expected {self.source_row[row]}")
+                found, expected = example["index"], self.source_row[row]
+                raise ValueError(f"holds row {found} of the source, expected {expected}")
             return example
         except Exception as error:
             file = self.directory / self.manifest.shards[number].file

@@ -43,7 +43,8 @@ class Manifest(RowSource):
         first = b"" if table or not len(self.lines) else self.lines.start(0, 64)
         if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             raise SourceError(
-                f"{path} is a JSON array; write an object a line, as `jq -c '.[]' {path.name} > list.jsonl` does"
+                f"{path} is a JSON array; write an object a line, as `jq -c '.[]' {path.name} > list.jsonl`"
+                " does"
             )
         self._columns = [name.strip() for name in self.lines.names(self._delimiter)] if table else []
         if table and "id" not in self._columns:

@@ -55,7 +55,8 @@ class RowSource:
         self.class_names = sorted(labels) if class_names is None else list(class_names)
         if unknown := sorted(labels - set(self.class_names)):
             names = ", ".join(map(repr, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
-            warnings.warn(f"{name}: labels that the training split has not are left out: {names}", stacklevel=3)
+            told = f"{name}: labels that the training split has not are left out: {names}"
+            warnings.warn(told, stacklevel=3)
         self._class_numbers = {name: number for number, name in enumerate(self.class_names)}
 
     def __len__(self) -> int:

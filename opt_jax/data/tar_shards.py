@@ -91,7 +91,8 @@ class TarShards(RowSource):
         members = range(*self._starts[index : index + 2])
         names = [self._names[member].decode(errors="replace") for member in members]
         if self._members[members[0]][2] == DAMAGED:
-            reason = f"the shard is damaged or cut at byte {self._members[members[0]][1]}; what follows is lost"
+            place = self._members[members[0]][1]
+            reason = f"the shard is damaged or cut at byte {place}; what follows is lost"
             raise UnusableSampleError(names[0], "row", reason)
         sample_id, fields, texts = "".join(_split(names[0])[:2]) or names[0], {}, {}
         if self._ids == "shards":

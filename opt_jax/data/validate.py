@@ -32,6 +32,7 @@ from opt_jax.metrics_log import progress
 
 CHUNK, QUICK_CHUNK = 64, 2000  # rows that a process reads before it reports
 FIRST = 20  # problems shown
+MARK = b"made by opt_jax.data.validate"  # at the beginning of pages
 INTERRUPTED = "interrupted"
 
 _sources: Mapping[str, Source] = {}  # of a reading process
@@ -161,6 +162,16 @@ def _named(source: Source, row: int) -> list[str]:
     return [part for part in parts if parts[part] is not None]
 
 
+def _ours(path: Path) -> bool:
+    """Whether a file is a list of problems or a page of an earlier run, and no list that is to be read."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        beginning = file.read(400)
+    problems = beginning.startswith(b'{"split": ') and b'"list_row": ' in beginning
+    return not beginning or problems or MARK in beginning
+
+
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m opt_jax.data.validate",
@@ -180,6 +191,8 @@ def main(arguments=None) -> int:
     for path in (options.page, options.problems):  # hours later is too late to say so
         if path and not path.parent.is_dir():
             parser.error(f"{path.parent} is no folder")
+        if path and path.exists() and not _ours(path):
+            parser.error(f"{path} exists and was not made by this program; name another file")
     sys.stdout.reconfigure(errors="replace")
     try:
         if options.split == "all":

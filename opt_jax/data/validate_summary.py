@@ -7,7 +7,7 @@ import numpy as np
 
 from opt_jax.data.triplet import Source
 from opt_jax.data.validate_costs import costs
-from opt_jax.data.validate_tally import CUTS, OTHERS, VOCABULARY, Tally
+from opt_jax.data.validate_tally import CUTS, OTHERS, TRANSCRIBED, VOCABULARY, Tally
 from opt_jax.evaluation.report_figures import duration
 
 TOP = 20  # classes, speakers
@@ -103,6 +103,16 @@ class Findings:
                 found.append(
                     f"recordings longer than {cut} s, which the {variants} variants cut off: {over:,}"
                 )
+        if over := tally.spoken["long"]:
+            found.append(
+                f"recordings longer than {TRANSCRIBED:g} s, of which wav2vec 2.0 learns no transcript where"
+                f" it is trained on these data: {over:,}"
+            )
+        if other := tally.spoken["spelling"]:
+            found.append(
+                "spoken captions with digits or letters other than a to z, which wav2vec 2.0 leaves out where"
+                f" it is trained on these data: {other:,}"
+            )
         if over := tally.words.above(MOST_WORDS):
             found.append(f"captions of more than {MOST_WORDS} words, more than any variant takes: {over:,}")
         for caption, count in self.frequent_captions()[1]:

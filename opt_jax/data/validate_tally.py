@@ -18,12 +18,14 @@ WORDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 1024)
 SECONDS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5.12, 8, 12, 16, 24, 30.72, 48, 64, 96, 128, 300, 600, 1800)
 PIXELS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
 CUTS = (5.12, 30.72)  # seconds
+TRANSCRIBED = 5.0  # seconds: the longest recordings whose transcripts wav2vec 2.0 of `manifest` learns
 KEYS = 100_000  # different things counted; what comes after them is counted together
 VOCABULARY = 500_000
 SAMPLES = 24
 OTHERS = "others"
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_UNSPELLED = re.compile(r"[^\W_a-z]")  # digits, and letters that are none of wav2vec 2.0's
 # What differs between two reasons of one kind: names in quotes, numbers, addresses.
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|\d[\d.,]*(?:e[+-]?\d+)?")
 
@@ -90,6 +92,8 @@ class Tally:
       kinds: unusable rows by (part, reason without names and numbers).
       words, seconds, pixels: of captions, recordings, longer sides of pictures.
       within: seconds of recordings by where they are cut off (CUTS). text: bytes of captions and references.
+      spoken: recordings that wav2vec 2.0, trained here, learns no transcript of ('long'), or only a part of
+        ('spelling').
       ready: pictures that come with pixels and regions, and bytes of all such regions in the cache.
       vocabulary: words in small letters. captions: a number for each row, 0 without a caption: equal
         captions (but for case and spaces) have equal numbers.
@@ -104,6 +108,7 @@ class Tally:
     sizes: Counts = dataclasses.field(default_factory=Counts)
     kinds: Counts = dataclasses.field(default_factory=Counts)
     within: Counts = dataclasses.field(default_factory=Counts)
+    spoken: Counts = dataclasses.field(default_factory=Counts)
     ready: Counts = dataclasses.field(default_factory=Counts)
     words: Histogram = dataclasses.field(default_factory=lambda: Histogram(WORDS))
     seconds: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))
@@ -137,6 +142,8 @@ class Tally:
         if triplet.audio is not None:
             seconds = len(triplet.audio) / SAMPLE_RATE
             self.seconds.add(seconds)
+            self.spoken.add("long", int(seconds > TRANSCRIBED))
+            self.spoken.add("spelling", int(bool(_UNSPELLED.search((triplet.caption or "").lower()))))
             for cut in CUTS:
                 self.within.add(cut, min(seconds, cut))
         if triplet.image is not None:

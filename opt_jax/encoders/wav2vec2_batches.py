@@ -27,8 +27,8 @@ class WaveformBatches:
     The samples that have audio and a transcript run through shuffled epochs in pools of `pool_batches`
     batches. A pool is decoded, sorted by length, cut into batches and given out in random order. A clip
     shorter than `shortest` samples or longer than the longest bucket is left out, and clips of the same pool
-    are repeated in its place. Where transcripts are not `transcribed`, none is needed, and of a longer clip a
-    part drawn anew every time is taken. With `speeds` each clip of a pool is played at one of them, drawn anew every time it comes
+    are repeated in its place. Without `transcribed` no transcript is needed, and of a longer clip a part is
+    taken, drawn anew every time. With `speeds` each clip of a pool is played at one of them, drawn anew too
     (Ko et al., 2015); `once` plays all as they are.
 
     A batch is {waveforms [B, N] f32 raw, lengths [B] i32, labels [B, U] i32, label_lengths [B] i32}; N is the
@@ -86,11 +86,11 @@ class WaveformBatches:
         count, start, clips = len(self.rows), pool * size, []
         while not clips:  # where few can be used, a pool may have none, and the next ones stand in for it
             if start >= pool * size + count + size:
+                letters = " and a caption of letters of model.vocabulary, few enough for that time"
                 raise NoUsableClipsError(
-                    f"of {count} samples with audio{' and a caption' if self.transcribed else ''} none has"
-                    f" {self.shortest / SAMPLE_RATE:g} to {self.buckets[-1] / SAMPLE_RATE:g} s"
-                    " (batches.bucket_seconds)"
-                    + (" and letters of model.vocabulary, few enough to be spoken" if self.transcribed else "")
+                    f"of {count} samples with audio none has {self.shortest / SAMPLE_RATE:g} to"
+                    f" {self.buckets[-1] / SAMPLE_RATE:g} s (batches.bucket_seconds)"
+                    + (letters if self.transcribed else "")
                 )
             positions = np.arange(start, start + size)
             orders = {

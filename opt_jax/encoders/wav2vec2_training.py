@@ -205,7 +205,9 @@ def train_wav2vec2(
     )
     size = config.batches.evaluation_batch_size
     held_out = {  # made first: whether there are clips for it should not be known only after the training
-        part: WaveformBatches(validation_source, batch_size=size, seed=seed, transcribed=part == "ctc", **shape)
+        part: WaveformBatches(
+            validation_source, batch_size=size, seed=seed, transcribed=part == "ctc", **shape
+        )
         for part in ("ssl", "ctc")
         if config[part].enabled
     }

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 from tiny_cache import SCHEMA, TinyExtractor, TinySource
 
 from opt_jax.cache import CacheError, FeatureCache, FingerprintMismatch, Schema, build_cache, shard
+from opt_jax.cache.builder import intact
 from opt_jax.cache.ids import Ids, pack
 from opt_jax.cache.verify import verify
 from opt_jax.data.triplet import SourceError, UnusableSampleError
@@ -94,6 +96,66 @@ def test_two_builds_in_one_directory_are_refused(tmp_path):
 
     build(tmp_path / "cache", extractor=TinyExtractor(before=meanwhile))
     build(tmp_path / "cache")  # it is there, and free again
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_shard_alone_is_made_again(tmp_path, capsys, damage):
+    build(tmp_path / "cache")
+    before = contents(tmp_path / "cache")
+    path = next(path for path in (tmp_path / "cache").iterdir() if "00001-of" in path.name)
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-7])
+    assert not intact(tmp_path / "cache")
+    with pytest.raises(CacheError, match=f"{path.name}.*only what is damaged is made anew"):
+        FeatureCache(tmp_path / "cache")
+    again = TinyExtractor()
+    build(tmp_path / "cache", extractor=again)
+    assert again.seen == [f"tiny-{row:03d}" for row in range(3, 6)] and path.name in capsys.readouterr().out
+    assert contents(tmp_path / "cache") == before and intact(tmp_path / "cache")
+
+
+def test_a_shard_that_becomes_another_is_refused(tmp_path):
+    class Other(TinyExtractor):
+        def _one(self, triplet):
+            arrays = super()._one(triplet)
+            return arrays | {"audio_features": arrays["audio_features"] + 1}
+
+    build(tmp_path / "cache")
+    next(path for path in (tmp_path / "cache").iterdir() if "00001-of" in path.name).unlink()
+    with pytest.raises(CacheError, match="00001-of-00004 was made again and is not what it was"):
+        build(tmp_path / "cache", extractor=Other())
+
+
+def test_shards_that_changed_places_are_noticed(tmp_path):
+    class Same(TinySource):  # rows of equal sizes
+        def __getitem__(self, row):
+            return dataclasses.replace(super().__getitem__(row % 2), id=f"same-{row:03d}")
+
+    build(tmp_path, source=Same(), examples_per_shard=2)
+    one, two = (tmp_path / f"opt-train.array_record-0000{n}-of-00005" for n in (0, 1))
+    assert one.stat().st_size == two.stat().st_size
+    aside = one.rename(tmp_path / "aside")
+    two.rename(one)
+    aside.rename(two)
+    with pytest.raises(CacheError, match="record 1 .*holds row 3 of the source, expected 1"):
+        FeatureCache(tmp_path)[1]
+
+
+def test_a_disk_without_room_is_told(tmp_path):
+    class Full:
+        def __init__(self, *arguments):
+            pass
+
+        def write(self, record):
+            raise RuntimeError("write() failed: No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard, "ArrayRecordWriter", Full)
+        with pytest.raises(CacheError, match="No space left on device\nIs the disk full"):
+            build(tmp_path / "cache")
+    build(tmp_path / "cache")
 
 
 def test_a_long_name_costs_its_own_bytes_only():

@@ -139,6 +139,15 @@ def test_missing_things_are_one_line(folder, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*command(folder, "none"), f"--dvae={folder / 'wav2vec2'}"])
     assert capsys.readouterr().err.startswith("opt_jax: what was given as the dvae is none")
+    for flag, part in (("wav2vec2", "audio"), ("dvae", "image")):
+        flags = [argument for argument in command(folder, "none") if not argument.startswith(f"--{flag}=")]
+        with pytest.raises(SystemExit, match="2"):
+            main(flags)
+        assert f"has rows with {part}; name the encoder for them: --{flag}=" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(command(folder, "none", "--ready", "8", "5"))
+    assert "rows have pictures without ready regions" in capsys.readouterr().err
+    assert not (folder / "none").exists()
     with pytest.raises(SystemExit, match="2"):
         main(command(folder, "train.jsonl"))
     assert "train.jsonl cannot be made a folder: File exists" in capsys.readouterr().err

@@ -76,6 +76,8 @@ def test_classes_are_those_of_the_training_split(folder):
     manifest(folder, GOOD | {"labels": ["cat", "fox"]})
     source = Manifest(folder / "list.jsonl", class_names=["dog", "fox"])
     assert source.class_names == ["dog", "fox"] and source[0].labels == (1,)
+    with pytest.warns(UserWarning, match="labels that the training split has not are left out: 'cat', 'fox'"):
+        assert Manifest(folder / "list.jsonl", class_names=["dog"])[0].labels == ()
 
 
 def test_fingerprint_and_pickle(folder):

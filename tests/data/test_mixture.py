@@ -36,6 +36,10 @@ class Words:
     def caption(self, index):
         return self.rows[index][1]
 
+    def rows_with(self, *parts):
+        captions = [row[1] is not None and parts == ("text",) for row in self.rows]
+        return np.flatnonzero(captions)
+
     def origin(self, index):
         return "words"
 
@@ -56,6 +60,8 @@ def test_sources_after_one_another(mixture):
     assert [mixture.read(index).id for index in (0, 2, 3, 4)] == ["0:a", "1:a", "1:c", "1:d"]
     assert [mixture[index].labels for index in (0, 2, 3, 4)] == [(2,), (0, 1), (1,), ()]
     assert [mixture.caption(index) for index in (1, 3)] == [None, "A cat."]
+    assert mixture.rows_with("text").tolist() == [0, 2, 3, 4] and not len(mixture.rows_with("audio"))
+    assert Part(mixture, [4, 1, 3], "some").rows_with("text").tolist() == [0, 2]
     assert mixture.origin(1) == "0:words" and mixture.origin(4) == "1:words"
     with pytest.raises(UnusableSampleError, match="sample '0:b': caption is empty"):
         mixture[1]

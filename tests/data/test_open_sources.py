@@ -161,6 +161,10 @@ def test_parse():
         ("{list},weight", r"after the path come options such as weight=2, found \['weight'\]"),
         ("{list},weight=0", "weight must be above 0"),
         ("{list},weight=nan", "weight must be above 0"),
+        ("{list},weight=1e300", "at most 10000"),
+        ("{list},validation=test", "names splits, but has no .split. for their names"),
+        ("{folder}/empty.csv", "empty.csv holds no rows"),
+        ("{folder}/array.json", "array.json is a JSON array; write an object a line"),
         ("{list},weight=two", "weight is .two., expected a number"),
         ("{list},hold_out=few", "hold_out is .few., expected a number"),
         ("{folder}/{{split}}.jsonl,hold_out=3", "has splits of its own; leave hold_out out"),
@@ -177,6 +181,8 @@ def test_parse():
 )
 def test_names_that_are_refused(tmp_path, spec, reason):
     write(tmp_path / "list.jsonl", rows(10))
+    (tmp_path / "empty.csv").write_text("id,caption\n")
+    (tmp_path / "array.json").write_text('\n [{"id": "a"}]')
     with pytest.raises(SourceError, match=reason):
         open_split(spec.format(list=tmp_path / "list.jsonl", folder=tmp_path), "train")
     with pytest.raises(SourceError, match="split 'dev'; there are train, validation, test"):

@@ -174,7 +174,8 @@ def test_shards_that_begin_with_the_same_names(tmp_path):
 
 def test_what_is_ignored_is_told(tmp_path):
     fields = json.dumps({"caption": "A ball.", "text": "x"}).encode()
-    members = [("0.json", fields), ("0.caption", b"x"), ("0.seg.png", b"x"), ("._0.txt", b"x"), ("1.caption", b"")]
+    names = ("0.caption", "0.seg.png", "._0.txt", "1.caption")
+    members = [("0.json", fields), *((name, b"x") for name in names)]
     with pytest.warns(UserWarning, match=r"nothing is made of\n  .caption, 2 members\n") as told:
         source = TarShards([shard(tmp_path / "a.tar", members)])
     assert ".seg.png, 1 members" in str(told[0].message) and "'text' of .json" in str(told[0].message)

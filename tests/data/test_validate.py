@@ -191,6 +191,32 @@ def test_some_rows_only_are_the_same_each_time_and_costs_are_for_all(folder):
         assert some["bytes"] == pytest.approx(all_of_it["bytes"], rel=0.01)
 
 
+def test_no_list_is_overwritten(broken, capsys):
+    folder = broken[0]
+    before = (folder / "train.jsonl").read_bytes()
+    for flag in ("--problems", "--page"):
+        for path in (folder / "train.jsonl", folder):
+            with pytest.raises(SystemExit):
+                main([str(folder), f"{flag}={path}"])
+            assert "exists and was not made by this program" in capsys.readouterr().err
+    assert (folder / "train.jsonl").read_bytes() == before
+    flags = [str(folder), "--split=train", "--processes=1", "--quick"]
+    made = [f"--page={folder / 'page.html'}", f"--problems={folder / 'problems.jsonl'}"]
+    assert main([*flags, *made]) == main([*flags, *made])  # its own it writes again
+
+
+def test_what_wav2vec2_would_not_learn_is_told(tmp_path, capsys):
+    captions = ("Ein Ball.", "Gr\u00fc\u00dfe", "A ball", "It is 5")
+    rows = [{"id": str(n), "caption": text, "audio": f"{n}.wav"} for n, text in enumerate(captions)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for n in range(4):
+        soundfile.write(tmp_path / f"{n}.wav", np.resize(tone(), 16_000 * (6 if n == 0 else 1)), 16_000)
+    assert main([str(tmp_path), "--split=train", "--processes=1"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"longer than 5 s, of which wav2vec 2.0 learns no transcript.*: 1\b", told)
+    assert re.search(r"letters other than a to z, which wav2vec 2.0 leaves out.*: 2\b", told)
+
+
 def test_the_page_is_one_file_and_holds_no_foreign_tags(broken):
     folder, expected = broken
     assert main([str(folder), "--split=train", f"--page={folder / 'page.html'}", "--processes=1"]) == 1

@@ -351,17 +351,17 @@ class RarelySpoken(Noise):
 
     def read(self, index, image=True, audio=True):
         length = 2500 + index if index in (600, 1800) else 9000
-        return Triplet(id=str(index), caption="abc", audio=speech(index, length) if index % 600 == 0 else None)
+        clip = speech(index, length) if index % 600 == 0 else None
+        return Triplet(id=str(index), caption="abc", audio=clip)
 
 
 def test_rare_speech_is_found_and_long_clips_are_cut_where_no_transcript_is_needed():
     settings = dict(batch_size=1, pool_batches=1, letters_per_second=40.0, seed=1)
-    batches = WaveformBatches(RarelySpoken(), get_config("tiny").model.vocabulary, bucket_seconds=(0.3,), **settings)
+    source, vocabulary = RarelySpoken(), get_config("tiny").model.vocabulary
+    batches = WaveformBatches(source, vocabulary, bucket_seconds=(0.3,), **settings)
     lengths = [int(batch["lengths"][0]) for batch in itertools.islice(batches.from_step(0), 10)]
     assert set(lengths) == {3100, 4300}  # one row to a pool: three of five have nothing of their own
-    cut = WaveformBatches(
-        RarelySpoken(), get_config("tiny").model.vocabulary, bucket_seconds=(0.3,), transcribed=False, **settings
-    )
+    cut = WaveformBatches(source, vocabulary, bucket_seconds=(0.3,), transcribed=False, **settings)
     found = list(itertools.islice(cut.from_step(0), 10))
     assert {int(batch["lengths"][0]) for batch in found} == {3100, 4300, 4800}
     starts = {batch["waveforms"][0, :100].tobytes() for batch in found if batch["lengths"][0] == 4800}
