@@ -88,13 +88,6 @@ def make_sources(config, workdir: Path) -> dict:
 
 def check_splits(sources: Mapping[str, Source], batch_size: int) -> None:
     """Raises SourceError for splits that training or evaluation would stumble over, hours later."""
-    weights = row_weights(sources["train"])
-    visits = len(sources["train"]) if weights is None else int(weights.sum())
-    if visits < batch_size:
-        raise SourceError(
-            f"the train split has {visits} rows, which do not fill a batch; set config.train.batch_size,"
-            f" which is {batch_size}, to that at most"
-        )
     for split, source in sources.items():
         if not len(source):
             raise SourceError(f"the {split} split has no rows; give it a list, or hold more out (hold_out=N)")
@@ -104,6 +97,13 @@ def check_splits(sources: Mapping[str, Source], batch_size: int) -> None:
         if extra := set(source.modalities) - set(sources["train"].modalities):
             found = ", ".join(sorted(extra))
             raise SourceError(f"the {split} split has {found}, which the train split has not")
+    weights = row_weights(sources["train"])
+    visits = len(sources["train"]) if weights is None else int(weights.sum())
+    if visits < batch_size:
+        raise SourceError(
+            f"the train split has {visits} rows, which do not fill a batch; set config.train.batch_size,"
+            f" which is {batch_size}, to that at most"
+        )
 
 
 def make_tokenizer(config, workdir: Path, sources: dict):

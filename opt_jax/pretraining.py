@@ -40,7 +40,8 @@ def pretraining_task(model: OPT, statistics: Statistics, corruption: Corruption,
         return model.init(key, uncorrupted(batch), batch["image_codes"])["params"]
 
     def prepare(key, batch):
-        return corrupt(key, standardise(batch, statistics), corruption)
+        batch = corrupt(key, standardise(batch, statistics), corruption)
+        return noisy(jax.random.fold_in(key, 8), batch, objectives.audio_noise)
 
     def losses(params, batch, key, step):
         del step
@@ -58,6 +59,18 @@ def pretraining_task(model: OPT, statistics: Statistics, corruption: Corruption,
         evaluate_losses=evaluate_losses,
         rows_per_group=sum(corruption.rows),
     )
+
+
+def noisy(key, batch, deviation: float):
+    """The batch with normal noise on the frames' features that the model sees, not on their targets.
+
+    A speech encoder that was trained on the same few recordings is surer of these than of any others.
+    """
+    if not deviation:
+        return batch
+    features = batch["audio_features"]
+    noise = deviation * jax.random.normal(key, features.shape, features.dtype)
+    return batch | {"audio_features": features + jnp.where(batch["audio_valid"][..., None], noise, 0)}
 
 
 def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: bool = True) -> dict:

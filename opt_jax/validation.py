@@ -149,6 +149,7 @@ def _objectives(config) -> Iterator[str]:
     shares = ("mask_probability", "dropped_as_absent", "sample_drop_probability", "label_smoothing")
     yield from probability(config, *(f"objectives.{name}" for name in shares))
     yield from probability(config, "objectives.hard_negative_fraction")
+    yield from not_negative(config, "objectives.audio_noise")
     yield from positive(config, "objectives.macl_temperature", "objectives.hard_negative_temperature")
     lengths = objectives.placeholder_lengths
     yield from positive(config, *(f"objectives.placeholder_lengths.{name}" for name in lengths))

@@ -127,7 +127,7 @@ def test_splits_that_cannot_be_evaluated_are_refused_before_anything_is_trained(
     with pytest.raises(SourceError, match="validation split has audio, which the train split has not"):
         pipeline.run(config_of(tmp_path / "data", tmp_path / "run"), tmp_path / "run")
     (tmp_path / "data" / "validation.jsonl").write_text("")
-    with pytest.raises(SourceError, match="validation split has no rows"):
+    with pytest.raises(SourceError, match="validation.jsonl holds no rows"):
         pipeline.run(config_of(tmp_path / "data", tmp_path / "run"), tmp_path / "run")
     assert not (tmp_path / "run" / "encoders").exists()
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from opt_jax.models.inputs import Statistics
+from opt_jax.models.inputs import Statistics, standardise
 from opt_jax.models.opt import OPT, Sizes
-from opt_jax.objectives.corruption import MODALITY, SAMPLE, TOKEN, Corruption, rows_of
+from opt_jax.objectives.corruption import MODALITY, SAMPLE, TOKEN, Corruption, corrupt, rows_of
 from opt_jax.partitioning import make_mesh, parameter_shardings, path_name, place_batch, unbox
-from opt_jax.pretraining import pretraining_task
+from opt_jax.pretraining import noisy, pretraining_task
 from opt_jax.step import microbatches
 
 B, T, V, A, G = 32, 6, 3, 4, 5
@@ -46,6 +46,7 @@ def make_task(names=NAMES, num_alignment_layers=1, **changes):
     objectives = ConfigDict(
         dict(
             macl_temperature=0.1,
+            audio_noise=0.0,
             label_smoothing=0.1,
             hard_negative_fraction=0.5,
             hard_negative_temperature=0.1,
@@ -242,6 +243,18 @@ def test_gradients_are_finite_and_reach_what_the_objectives_use(names, unused):
         assert np.isfinite(gradient).all(), name
         of_unused = any(part in name for part in unused.split())
         assert bool(np.abs(gradient).max() > 0) != of_unused, name
+
+
+def test_noise_is_on_what_the_model_hears_and_not_on_its_targets():
+    batch = {key: jnp.asarray(value) for key, value in make_batch().items()}
+    plain = corrupt(jax.random.key(1), standardise(batch, STATISTICS), CORRUPTION)
+    assert noisy(jax.random.key(2), plain, 0.0) is plain
+    heard = noisy(jax.random.key(2), plain, 0.5)
+    added = np.asarray(heard["audio_features"] - plain["audio_features"])
+    valid = np.asarray(plain["audio_valid"])
+    assert not added[~valid].any() and 0.4 < added[valid].std() < 0.6 and abs(added[valid].mean()) < 0.1
+    for name in plain.keys() - {"audio_features"}:
+        np.testing.assert_array_equal(heard[name], plain[name], err_msg=name)
 
 
 def test_dropout_is_for_training_only():

@@ -53,6 +53,7 @@ def make_task(cache):
         audio_deviation=np.tile(cache.audio_deviation, STACK),
     )
     objectives = ConfigDict(dict(macl_temperature=0.1, label_smoothing=0.0, hard_negative_temperature=0.1))
+    objectives.audio_noise = 0.0
     objectives.hard_negative_fraction = 0.5
     objectives.weights = dict.fromkeys((*WITHIN_ROWS, "matching", "contrastive"), 1.0)
     task = pretraining_task(OPT(config, sizes), statistics, corruption, objectives)
