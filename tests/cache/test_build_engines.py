@@ -43,7 +43,7 @@ def test_beam_makes_the_same_bytes(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "beam")
     shards = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()]
     assert len(set(shards)) == len(shards) == 10
-    with pytest.raises(Exception, match="returned 2 results for 3 triplets"):
+    with pytest.raises(Exception, match="returned [12] results for [23] triplets"):
         build(tmp_path / "wrong", WrongExtractor(), beam=["--runner=DirectRunner"])
 
 
@@ -55,7 +55,7 @@ def test_without_beam_one_line_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_error_of_a_worker_comes_through(tmp_path):
-    with pytest.raises(ValueError, match="returned 2 results for 3 triplets"):
+    with pytest.raises(ValueError, match="returned [12] results for [23] triplets"):
         build(tmp_path, WrongExtractor(), processes=2)
 
 
