@@ -32,6 +32,7 @@ from opt_jax.encoders.dvae_training import train_dvae
 from opt_jax.encoders.faster_rcnn_training import train_detector
 from opt_jax.encoders.frozen import digest, load_frozen
 from opt_jax.encoders.tokenizer import load_tokenizer, train_tokenizer
+from opt_jax.encoders.validation import ENCODERS
 from opt_jax.encoders.wav2vec2 import frame_count
 from opt_jax.encoders.wav2vec2_batches import SAMPLE_RATE
 from opt_jax.encoders.wav2vec2_training import train_wav2vec2
@@ -45,7 +46,6 @@ from opt_jax.stages import read_record, run_stage, write_record
 from opt_jax.train import train
 
 SPLITS = ("train", "validation", "test")
-ENCODERS = ("detector", "wav2vec2", "dvae")
 SECONDS = Path("checkpoints") / "pretrain_seconds.json"
 
 
@@ -97,13 +97,19 @@ def check_splits(sources: Mapping[str, Source], batch_size: int) -> None:
         if extra := set(source.modalities) - set(sources["train"].modalities):
             found = ", ".join(sorted(extra))
             raise SourceError(f"the {split} split has {found}, which the train split has not")
-    weights = row_weights(sources["train"])
-    visits = len(sources["train"]) if weights is None else int(weights.sum())
-    if visits < batch_size:
-        raise SourceError(
-            f"the train split has {visits} rows, which do not fill a batch; set config.train.batch_size,"
-            f" which is {batch_size}, to that at most"
-        )
+    if short := too_few(len(sources["train"]), row_weights(sources["train"]), batch_size):
+        raise SourceError(f"the train split has {short}")
+
+
+def too_few(rows: int, weights: np.ndarray | None, batch_size: int) -> str:
+    """What to say where so many rows, or their weighted visits, do not fill a batch; else ''."""
+    visits = rows if weights is None else int(weights.sum())
+    if visits >= batch_size:
+        return ""
+    return (
+        f"{visits} rows, which do not fill a batch; set config.train.batch_size, which is {batch_size}, to"
+        " that at most"
+    )
 
 
 def make_tokenizer(config, workdir: Path, sources: dict):
@@ -264,12 +270,8 @@ def pretrain(
     if weights is not None:
         weights = weights[caches["train"].source_row]
     loader = make_loader(config, caches["train"], regions, weights=weights)
-    visits = len(caches["train"]) if weights is None else int(weights.sum())
-    if visits < config.train.batch_size:
-        raise CacheError(
-            f"{visits} usable training triplets do not fill a batch; set config.train.batch_size, which is"
-            f" {config.train.batch_size}, to that at most"
-        )
+    if short := too_few(len(caches["train"]), weights, config.train.batch_size):
+        raise CacheError(f"the train split has, of those that can be used, {short}")
     print(
         "pre-training batches:",
         ", ".join(f"{name} {value:.4g}" for name, value in loader.report().items()),

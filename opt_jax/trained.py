@@ -18,10 +18,9 @@ from opt_jax.data.plan import Batch
 from opt_jax.data.triplet import Triplet, UnusableSampleError
 from opt_jax.encoders.frozen import FrozenEncoderError, digest, load_frozen
 from opt_jax.encoders.tokenizer import Tokenizer, load_tokenizer
+from opt_jax.encoders.validation import ENCODERS
 from opt_jax.evaluation.scorers import Model
 from opt_jax.pipeline import build_model, region_positions
-
-ENCODERS = ("detector", "wav2vec2", "dvae")  # in the order of `Extraction`
 
 
 class WorkdirError(ValueError):

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from opt_jax.cache.extractor import FeatureExtractor
 from opt_jax.cache.schema import Schema
-from opt_jax.encoders.frozen import load_frozen
+from opt_jax.encoders.frozen import digest, load_frozen
 from opt_jax.encoders.tokenizer import Tokenizer
+from opt_jax.encoders.wav2vec2_extraction import CONTEXT_SECONDS, WINDOW_SECONDS
 
 EXTRACTION_VERSION = 2
 """To be raised with every change of the code that changes features: older caches are refused then."""
@@ -44,10 +47,7 @@ class Extraction:
 
     def schema(self) -> Schema:
         """Sizes of what is extracted. Raises FrozenEncoderError."""
-        paths = (self.detector, self.speech, self.pictures)
-        encoders = [path and load_frozen(path) for path in paths]
-        extractor = FeatureExtractor(*encoders, self.tokenizer, self.max_seconds, self.ready)
-        return extractor.schema(self.feature_dtype)
+        return FeatureExtractor(*self._loaded(), *self._options).schema(self.feature_dtype)
 
     def fingerprint(self, source) -> dict[str, Any]:
         """What a cache of `source` is made of. Raises FrozenEncoderError."""
@@ -57,16 +57,29 @@ class Extraction:
         }
 
     @functools.cached_property
-    def _extractor(self) -> FeatureExtractor:
-        return FeatureExtractor.from_directories(*self._arguments)
+    def _fingerprint(self) -> dict[str, Any]:
+        """What decides the features."""
+        regions = list(self.ready) if self.ready else "grid"
+        return {
+            "detector": digest(self.detector) if self.detector else regions,
+            "wav2vec2": digest(self.speech) if self.speech else "none",
+            "dvae": digest(self.pictures) if self.pictures else "none",
+            "tokenizer": self.tokenizer.digest(),
+            "max_seconds": self.max_seconds,
+            "windows": [WINDOW_SECONDS, CONTEXT_SECONDS],
+        }
 
     @functools.cached_property
-    def _fingerprint(self) -> dict[str, Any]:
-        return FeatureExtractor.fingerprint(*self._arguments)
+    def _extractor(self) -> FeatureExtractor:
+        encoders = [some and (jax.device_put(some[0]), some[1]) for some in self._loaded()]
+        return FeatureExtractor(*encoders, *self._options)
+
+    def _loaded(self) -> list[tuple[dict, dict] | None]:
+        return [path and load_frozen(path) for path in (self.detector, self.speech, self.pictures)]
 
     @property
-    def _arguments(self) -> tuple:
-        return self.detector, self.speech, self.pictures, self.tokenizer, self.max_seconds, self.ready
+    def _options(self) -> tuple:
+        return self.tokenizer, self.max_seconds, self.ready
 
-    def __reduce__(self):
-        return Extraction, (*self._arguments[:-1], self.feature_dtype, self.ready)
+    def __reduce__(self):  # what was loaded stays here
+        return Extraction, tuple(getattr(self, field.name) for field in dataclasses.fields(self))

@@ -4,9 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,10 +13,10 @@ from opt_jax.data.decoding import UnusableSampleError, check_audio, check_captio
 from opt_jax.data.triplet import Regions, Triplet
 from opt_jax.encoders import dvae, faster_rcnn, faster_rcnn_pictures, grid
 from opt_jax.encoders.dvae_pictures import fit_square
-from opt_jax.encoders.frozen import FrozenEncoderError, digest, load_frozen
+from opt_jax.encoders.frozen import FrozenEncoderError
 from opt_jax.encoders.tokenizer import Tokenizer
 from opt_jax.encoders.wav2vec2 import SAMPLE_RATE, frame_count, receptive_field
-from opt_jax.encoders.wav2vec2_extraction import CONTEXT_SECONDS, WINDOW_SECONDS, Extractor, feature_size
+from opt_jax.encoders.wav2vec2_extraction import Extractor, feature_size
 
 # Rows to a compiled call at most; every call is filled up, so that each encoder compiles few shapes.
 CHUNK = 50
@@ -56,41 +54,6 @@ class FeatureExtractor:
         shortest = receptive_field(self._speech_config) / SAMPLE_RATE if self.speech else 0
         if self.max_seconds < shortest:
             raise ValueError(f"max_seconds is {self.max_seconds:g}; one audio frame needs {shortest:g} s")
-
-    @classmethod
-    def from_directories(
-        cls,
-        detector: Path | None,
-        speech: Path | None,
-        pictures: Path | None,
-        tokenizer: Tokenizer,
-        max_seconds: float,
-        ready: tuple[int, int] | None = None,
-    ):
-        """Loads the encoders frozen in directories, onto the device."""
-        loaded = [directory and load_frozen(directory) for directory in (detector, speech, pictures)]
-        encoders = [some and (jax.device_put(some[0]), some[1]) for some in loaded]
-        return cls(*encoders, tokenizer, max_seconds, ready)
-
-    @staticmethod
-    def fingerprint(
-        detector: Path | None,
-        speech: Path | None,
-        pictures: Path | None,
-        tokenizer: Tokenizer,
-        max_seconds: float,
-        ready: tuple[int, int] | None = None,
-    ) -> dict:
-        """What decides the features, for the cache's fingerprint."""
-        regions = list(ready) if ready else "grid"
-        return {
-            "detector": digest(detector) if detector else regions,
-            "wav2vec2": digest(speech) if speech else "none",
-            "dvae": digest(pictures) if pictures else "none",
-            "tokenizer": tokenizer.digest(),
-            "max_seconds": max_seconds,
-            "windows": [WINDOW_SECONDS, CONTEXT_SECONDS],
-        }
 
     def schema(self, feature_dtype: str) -> Schema:
         """Sizes of what this extractor writes; without an encoder 1 stands for its width or length."""

@@ -11,8 +11,7 @@ import collections
 import reprlib
 from collections.abc import Iterator
 
-from opt_jax.data.decoding import check_caption
-from opt_jax.data.pairs import JsonSource
+from opt_jax.data.pairs import JsonSource, is_caption
 from opt_jax.data.row import Row
 from opt_jax.data.triplet import SourceError, UnusableSampleError
 
@@ -77,7 +76,7 @@ class Karpathy(JsonSource):
     def _rows_of(self, picture: dict) -> Iterator[dict]:
         number, sentences = picture.get("imgid"), picture.get("sentences")
         captions = [_raw(sentence) for sentence in sentences] if isinstance(sentences, list) else []
-        references = [caption for caption in captions if _is_caption(caption)]
+        references = [caption for caption in captions if is_caption(caption)]
         fields = {"id": number, "image": _image(picture), "references": references, "group": str(number)}
         if self._rows_are == "images":
             yield fields | {"caption": references[0] if references else ""}
@@ -106,11 +105,3 @@ def _raw(sentence):
     """A sentence's text, or what is there instead. None at all is an empty one: the row is unusable."""
     raw = sentence.get("raw") if isinstance(sentence, dict) else None
     return raw.strip() if isinstance(raw, str) else "" if raw is None else raw
-
-
-def _is_caption(caption) -> bool:
-    try:
-        check_caption(caption, "")
-    except UnusableSampleError:
-        return False
-    return True

@@ -3,6 +3,7 @@
 In all of them `images` is the folder of the pictures; without it the samples are sentences only.
 """
 
+import abc
 import collections
 import hashlib
 import json
@@ -105,9 +106,9 @@ class JsonSource(RowSource):
         identity = {"sha256": digest, "images": images is not None}
         super().__init__(self.kind, {"image": images} if images else {}, identity, class_names)
 
+    @abc.abstractmethod
     def fields_of(self, content) -> Iterator[dict]:
         """The fields (see `row_of`) of all rows. Raises SourceError where the document is another."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -138,7 +139,7 @@ class CocoCaptions(JsonSource):
         names = {str(_get(image, "id")): _get(image, "file_name") for image in images}
         references = collections.defaultdict(list)
         for annotation in annotations:
-            if _is_caption(_get(annotation, "caption")):
+            if is_caption(_get(annotation, "caption")):
                 references[str(_get(annotation, "image_id"))].append(annotation["caption"].strip())
         for annotation in annotations:
             image = str(_get(annotation, "image_id"))
@@ -188,7 +189,8 @@ def _stripped(caption):
     return caption.strip() if isinstance(caption, str) else caption or ""
 
 
-def _is_caption(caption) -> bool:
+def is_caption(caption) -> bool:
+    """Whether `check_caption` has nothing against it."""
     try:
         check_caption(caption, "")
     except UnusableSampleError:

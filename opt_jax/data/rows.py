@@ -1,5 +1,6 @@
 """What the sources of files have in common: rows that name files, checked and read as triplets."""
 
+import abc
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ LOOKED_INTO = 32  # rows, spread over the list, whose files' content the fingerp
 SHOWN = 100_000  # rows from which on looking through them shows its progress
 
 
-class RowSource:
+class RowSource(abc.ABC):
     """A split whose samples are rows of a list and the files they name. Subclasses give `row` and `__len__`.
 
     Opening looks through all rows once: which ids occur twice, and the classes. Of the files it reads a few.
@@ -59,16 +60,16 @@ class RowSource:
             warnings.warn(told, stacklevel=3)
         self._class_numbers = {name: number for number, name in enumerate(self.class_names)}
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def row(self, index: int) -> Row:
         """Row `index` of the list. Raises UnusableSampleError where it says nothing usable."""
-        raise NotImplementedError
 
     def regions(self, name: str, sample_id: str) -> Regions:
-        """What a row's `features` names. Raises UnusableSampleError."""
-        raise NotImplementedError
+        """What a row's `features` names. Raises UnusableSampleError; always, where a kind has none."""
+        raise UnusableSampleError(sample_id, "features", f"{name!r} are of no kind that {self.name} has")
 
     def content(self, name: str, sample_id: str, part: str) -> bytes:
         """Bytes of a file that a row names. Raises UnusableSampleError."""

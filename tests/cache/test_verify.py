@@ -62,14 +62,19 @@ def test_records_in_another_order_are_found_and_named(directory):
     ]
 
 
-@pytest.mark.parametrize("flips", [60, pytest.param(3000, marks=pytest.mark.slow)])
-def test_any_flipped_bit_of_a_shard_is_found(directory, flips):
-    path, draw = directory / SHARD, np.random.default_rng(flips)
+def flipped(path, number):
+    """Writes the file with one bit flipped, a random one each time, and yields its position."""
     content = path.read_bytes()
-    for bit in draw.choice(8 * len(content), flips, replace=False).tolist():
+    for bit in np.random.default_rng(number).choice(8 * len(content), number, replace=False).tolist():
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
+        yield bit
+
+
+@pytest.mark.parametrize("flips", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_any_flipped_bit_of_a_shard_is_found(directory, flips):
+    for bit in flipped(directory / SHARD, flips):
         problems = verify(directory)
         assert problems and all(problem.startswith(SHARD) for problem in problems), bit
         assert "records 0 to 2 (ids tiny-003 to tiny-005)" in problems[0]
@@ -83,12 +88,7 @@ def test_any_flipped_bit_of_a_shard_is_found(directory, flips):
 @pytest.mark.parametrize("flips", [40, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["manifest.json", "rows.npz", "statistics.npz", "dataset_info.json"])
 def test_any_flipped_bit_of_a_small_file_is_found(directory, name, flips):
-    path, draw = directory / name, np.random.default_rng(flips)
-    content = path.read_bytes()
-    for bit in draw.choice(8 * len(content), flips, replace=False).tolist():
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+    for bit in flipped(directory / name, flips):
         assert any(name in problem for problem in verify(directory)), bit
         with pytest.raises(CacheError, match=name):
             FeatureCache(directory)
