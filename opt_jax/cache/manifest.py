@@ -88,6 +88,7 @@ class Manifest:
 def read_manifest(directory: str | os.PathLike) -> Manifest:
     """Reads manifest.json. Raises CacheError when it is missing, of another format, or was edited."""
     path = Path(directory) / MANIFEST
+    mend = f"delete {path.parent} and build the cache again"
     if not path.is_file():
         raise CacheError(
             f"{path} is missing: no cache there, or its build has not finished; run the build again"
@@ -97,19 +98,17 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         content = json.loads(text)
         digest, version = content.pop("digest"), content.pop("format")
         if version != FORMAT:
-            raise CacheError(f"{path} has format {version}, expected {FORMAT}; build the cache again")
+            raise CacheError(f"{path} has format {version}, expected {FORMAT}; {mend}")
         content["schema"] = Schema(**content["schema"])
         content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
         content["class_names"] = tuple(content["class_names"])
         manifest = Manifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheError(f"{path} is damaged ({error!r}); build the cache again") from error
+        raise CacheError(f"{path} is damaged ({error!r}); {mend}") from error
     if manifest.digest != digest:
-        raise CacheError(
-            f"{path} was edited: digest {digest}, content {manifest.digest}; build the cache again"
-        )
+        raise CacheError(f"{path} was edited: digest {digest}, content {manifest.digest}; {mend}")
     if manifest.text != text:  # a key twice, or other spaces
-        raise CacheError(f"{path} was edited: it is not as it was written; build the cache again")
+        raise CacheError(f"{path} was edited: it is not as it was written; {mend}")
     return manifest
 
 
