@@ -24,6 +24,7 @@ from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.convert.uniter import for_standardised_regions
 from opt_jax.data import spoken_scenes
+from opt_jax.data.augmentation import Augmented
 from opt_jax.data.loader import Loader, LoaderConfig
 from opt_jax.data.mixture import row_weights
 from opt_jax.data.sources import open_splits
@@ -58,6 +59,8 @@ def run(config, workdir) -> dict:
     caches = make_caches(config, workdir, sources, tokenizer, encoders)
     available_modalities(caches["test"])  # refuses, before the long training, what cannot be evaluated
     weights = row_weights(sources["train"])
+    if weights is not None:
+        weights = np.tile(weights, 1 + config.data.copies)
     params, model, statistics = pretrain(config, workdir, caches, tokenizer, encoders, weights)
     return make_report(config, workdir, sources, caches, tokenizer, encoders, (model, params, statistics))
 
@@ -175,11 +178,14 @@ def make_caches(
     paths = [encoders.get(name) for name in ENCODERS]
     ready = (config.encoders.ready.size, config.encoders.ready.classes)
     ready = ready if config.encoders.regions == "ready" else None
-    extraction = Extraction(*paths, tokenizer, max_seconds, config.cache.dtype, ready)
+    window = config.encoders.grid.window
+    extraction = Extraction(*paths, tokenizer, max_seconds, config.cache.dtype, ready, window)
     caches = {}
     for split in SPLITS:
         directory = workdir / "cache" / split
         source = sources[split]
+        if split == "train" and config.data.copies:
+            source = Augmented(source, config.data.copies, config.seed)
         fingerprint = extraction.fingerprint(source)
 
         def build(path, split=split, source=source, fingerprint=fingerprint):

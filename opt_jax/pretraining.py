@@ -20,6 +20,7 @@ def corruption_settings(config, tokenizer) -> Corruption:
     return Corruption(
         rows=(o.rows.token, o.rows.modality, o.rows.sample),
         mask_probability=o.mask_probability,
+        word_drop_probability=o.word_drop_probability,
         drop_probability=tuple(o.modality_drop_probability[name] for name in NAMES),
         dropped_as_absent=o.dropped_as_absent,
         placeholder_lengths=tuple(o.placeholder_lengths[name] for name in NAMES),
@@ -135,7 +136,8 @@ def forward(model: OPT, params, batch, key, weights, rows, objectives, dropout: 
             # length is `text_length`.
             targets = row["text_targets"][:, 1:]
             weight = (jnp.arange(1, t) < row["text_length"][:, None]) & row["present"][:, :1]
-            logits = apply("text_logits", targets, apply("text_memory", x), x_valid, key=keys[3])
+            history, kv = row["text_history"][:, 1:], apply("text_memory", x)
+            logits = apply("text_logits", history, kv, x_valid, key=keys[3])
             out["dtr"] = cross_entropy(logits, targets, weight, objectives.label_smoothing)
             hidden = ~(row["fused"] & row["clean"])  # accuracy of what the decoder could not simply copy
             out["dtr_accuracy"] = accuracy(logits, targets, weight & hidden[:, :1])

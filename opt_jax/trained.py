@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Trained:
     """A model with what turns files into its inputs, and its outputs into words and pictures.
 
     Attributes:
-      model: to be asked. step: of training, that the parameters are of. config: of the run.
+      model: to be asked. step: of training, that the parameters are of. config: of the run, in `directory`.
+      encoders: directories of the frozen encoders by name, None for one that is not used.
       extraction: the frozen encoders. schema: of what these give. class_names: of the training data.
       regions: positions of a batch. dvae: parameters that decode image codes, or None.
     """
@@ -40,6 +41,8 @@ class Trained:
     model: Model
     step: int
     config: ConfigDict
+    directory: Path
+    encoders: Mapping[str, Path | None]
     tokenizer: Tokenizer
     extraction: Extraction
     schema: Schema
@@ -109,7 +112,8 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         words.name if words.kind == "pretrained" else workdir / "encoders" / "tokenizer"
     )
     ready = tuple(used["detector"]) if isinstance(used["detector"], list) else None
-    options = (tokenizer, used["max_seconds"], cache.schema.feature_dtype, ready)
+    window = used.get("grid_window", 1)
+    options = (tokenizer, used["max_seconds"], cache.schema.feature_dtype, ready, window)
     extraction = Extraction(*encoders.values(), *options)
     dvae, dvae_config = load_frozen(encoders["dvae"]) if encoders["dvae"] else (None, {"vocab_size": 1})
     model, statistics = build_model(config, cache, tokenizer, dvae_config["vocab_size"])
@@ -121,6 +125,8 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         model=Model(model, params, statistics),
         step=step,
         config=config,
+        directory=workdir,
+        encoders=encoders,
         tokenizer=tokenizer,
         extraction=extraction,
         schema=cache.schema,

@@ -37,7 +37,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
 
 def _data(config) -> Iterator[str]:
     yield from one_of(config, "data.source", SOURCES)
-    yield from not_negative(config, "seed")
+    yield from not_negative(config, "seed", "data.copies")
     scenes = ("train", "validation", "test", "image_size", "max_objects", "shard_size")
     yield from positive(config, *(f"data.spoken_scenes.{field}" for field in scenes))
     if config.data.source == "manifest" and not config.data.manifest:
@@ -146,9 +146,9 @@ def _objectives(config) -> Iterator[str]:
                 f"config.objectives.modality_drop_probability.{name} is {value}; it must lie between 0"
                 " and 1, as 0.01 for hardly ever"
             )
-    shares = ("mask_probability", "dropped_as_absent", "sample_drop_probability", "label_smoothing")
+    shares = ("mask_probability", "word_drop_probability", "dropped_as_absent", "sample_drop_probability")
     yield from probability(config, *(f"objectives.{name}" for name in shares))
-    yield from probability(config, "objectives.hard_negative_fraction")
+    yield from probability(config, "objectives.label_smoothing", "objectives.hard_negative_fraction")
     yield from not_negative(config, "objectives.audio_noise")
     yield from positive(config, "objectives.macl_temperature", "objectives.hard_negative_temperature")
     lengths = objectives.placeholder_lengths

@@ -23,9 +23,9 @@ SIZES = Sizes(
     vocab_size=W, region_size=4, audio_size=6, num_region_classes=5, num_codes=CODES, codes_per_image=G
 )
 CORRUPTION = Corruption(
-    rows=ROWS, mask_probability=0.3, drop_probability=(0.3,) * 3, dropped_as_absent=0.5,
-    placeholder_lengths=(4, 3, 2), sample_drop_probability=0.5, vocab_size=W, mask_id=MASK, sep_id=SEP,
-    first_word_id=5,
+    rows=ROWS, mask_probability=0.3, word_drop_probability=0.0, drop_probability=(0.3,) * 3,
+    dropped_as_absent=0.5, placeholder_lengths=(4, 3, 2), sample_drop_probability=0.5,
+    vocab_size=W, mask_id=MASK, sep_id=SEP, first_word_id=5,
 )  # fmt: skip
 STATISTICS = Statistics(np.ones(4, np.float32), np.full(4, 2, np.float32), np.zeros(6), np.ones(6))
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time

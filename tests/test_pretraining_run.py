@@ -42,9 +42,9 @@ def make_task(cache):
         dtype="float32", initializer_range=0.3, text_decoder=decoder, image_decoder=decoder,
     )  # fmt: skip
     corruption = Corruption(
-        rows=(1, 2, 1), mask_probability=0.3, drop_probability=(0.3,) * 3, dropped_as_absent=0.5,
-        placeholder_lengths=(4, 2, 2), sample_drop_probability=0.5, vocab_size=16, mask_id=4, sep_id=3,
-        first_word_id=5,
+        rows=(1, 2, 1), mask_probability=0.3, word_drop_probability=0.0, drop_probability=(0.3,) * 3,
+        dropped_as_absent=0.5, placeholder_lengths=(4, 2, 2), sample_drop_probability=0.5,
+        vocab_size=16, mask_id=4, sep_id=3, first_word_id=5,
     )  # fmt: skip
     statistics = Statistics(
         region_mean=cache.region_mean,

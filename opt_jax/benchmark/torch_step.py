@@ -131,10 +131,10 @@ def losses(network: TorchOPT, batch, donors, found, weights, rows, objectives) -
     row = {name: rows_of(x, MODALITY, rows) for name, x in batch.items()}
     x, x_seen = rows_of(memory, MODALITY, rows), rows_of(seen, MODALITY, rows)
     if "dtr" in weights:
-        targets = row["text_targets"][:, 1:]
+        targets, history = row["text_targets"][:, 1:], row["text_history"][:, 1:]
         places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
         weight = (places < row["text_length"][:, None]) & row["present"][:, :1]
-        logits = network.text_logits(targets, x, x_seen)
+        logits = network.text_logits(history, x, x_seen)
         out["dtr"] = cross_entropy(logits, targets, weight, objectives.label_smoothing)
     if "dir" in weights:
         codes = row["image_codes"]

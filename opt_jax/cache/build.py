@@ -20,6 +20,7 @@ from opt_jax.cache.builder import build_cache
 from opt_jax.cache.extraction import Extraction
 from opt_jax.cache.manifest import QUARANTINE, CacheError, Manifest
 from opt_jax.cache.verify import verify
+from opt_jax.data.augmentation import Augmented
 from opt_jax.data.decoding import SAMPLE_RATE, SHORTEST
 from opt_jax.data.sources import open_splits
 from opt_jax.encoders.tokenizer import load_tokenizer
@@ -40,6 +41,9 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
     add("--split", default="train", help="train, validation or test")
     add("--out", required=True, type=Path, help="directory of the cache, one for each split")
     add("--detector", type=Path, help="directory of a frozen encoder; without it, regions are a grid's cells")
+    add("--grid_window", type=int, default=3, help="side of the square of cells that make a region, odd")
+    add("--copies", type=int, default=0, help="of each row, with pictures and speech changed a little")
+    add("--seed", type=int, default=0, help="of the copies")
     add("--wav2vec2", type=Path, help="directory of a frozen encoder; without it no row may have sound")
     add("--dvae", type=Path, help="directory of a frozen encoder; without it no row may have pixels")
     sizes = ("WIDTH", "CLASSES")
@@ -56,6 +60,8 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
         parser.error(f"unknown: {' '.join(rest)} (options of Apache Beam need --runner)")
     if flags.examples_per_shard < 1 or flags.processes < 1:
         parser.error("--examples_per_shard and --processes are at least 1")
+    if flags.grid_window < 1 or flags.grid_window % 2 == 0 or flags.copies < 0 or flags.seed < 0:
+        parser.error("--grid_window is odd, --copies and --seed are 0 or more")
     if not flags.max_seconds >= MIN_SECONDS:
         parser.error(f"--max_seconds is at least {MIN_SECONDS}, one frame of wav2vec 2.0")
     if flags.ready and min(flags.ready) < 1:
@@ -71,9 +77,11 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
 def run(flags: argparse.Namespace, beam: list[str] | None) -> Manifest:
     """Opens everything and builds. Raises what `opt_jax.main.expected_errors` lists."""
     paths = [directory and directory.absolute() for directory in (flags.detector, flags.wav2vec2, flags.dvae)]
-    options = (load_tokenizer(flags.tokenizer), flags.max_seconds, flags.dtype, flags.ready)
+    words = load_tokenizer(flags.tokenizer)
+    options = (words, flags.max_seconds, flags.dtype, flags.ready, flags.grid_window)
     extraction = Extraction(*paths, *options)
     source = open_splits(flags.source, [flags.split])[flags.split]  # its classes are those of training
+    source = Augmented(source, flags.copies, flags.seed) if flags.copies else source
     for part, flag in (("audio", "wav2vec2"), ("image", "dvae")):
         if part in source.modalities and not vars(flags)[flag]:  # each would be set aside, one by one
             raise CacheError(

@@ -31,6 +31,7 @@ class Extraction:
       max_seconds: longer recordings are cut.
       feature_dtype: 'float16' or 'bfloat16'.
       ready: (width, classes) of the regions that every picture comes with; None: they are made here.
+      grid_window: side of the square of cells that make a grid's region, odd.
     """
 
     detector: Path | None
@@ -40,6 +41,7 @@ class Extraction:
     max_seconds: float
     feature_dtype: str = "float16"
     ready: tuple[int, int] | None = None
+    grid_window: int = 1
 
     def extract(self, triplets: Sequence) -> list:
         """As `FeatureExtractor.extract`."""
@@ -60,7 +62,8 @@ class Extraction:
     def _fingerprint(self) -> dict[str, Any]:
         """What decides the features."""
         regions = list(self.ready) if self.ready else "grid"
-        return {
+        window = {} if self.detector or self.ready else {"grid_window": self.grid_window}
+        return window | {
             "detector": digest(self.detector) if self.detector else regions,
             "wav2vec2": digest(self.speech) if self.speech else "none",
             "dvae": digest(self.pictures) if self.pictures else "none",
@@ -79,7 +82,7 @@ class Extraction:
 
     @property
     def _options(self) -> tuple:
-        return self.tokenizer, self.max_seconds, self.ready
+        return self.tokenizer, self.max_seconds, self.ready, self.grid_window
 
     def __reduce__(self):  # what was loaded stays here
         return Extraction, tuple(getattr(self, field.name) for field in dataclasses.fields(self))

@@ -42,6 +42,7 @@ class FeatureExtractor:
     tokenizer: Tokenizer
     max_seconds: float
     ready: tuple[int, int] | None = None
+    grid_window: int = 1
 
     def __post_init__(self):
         encoders = (self.detector, self.speech, self.pictures)
@@ -63,7 +64,8 @@ class FeatureExtractor:
         elif self.ready:
             region_size, region_classes = self.ready[0], self.ready[1] + 1
         else:  # cells, all of one class; or no picture at all
-            region_size, region_classes = grid.feature_size(self.pictures[0]) if self.pictures else 1, 2
+            cells = self.pictures and grid.feature_size(self.pictures[0], self.grid_window)
+            region_size, region_classes = cells or 1, 2
         return Schema(
             region_size=region_size,
             region_classes=region_classes,
@@ -156,7 +158,8 @@ class FeatureExtractor:
             return
         if not self.detector:
             images = [triplets[row].image for row in rows]
-            cells = grid.grid_regions(self.pictures[0], images, self.pictures[1]["image_size"])
+            size = self.pictures[1]["image_size"]
+            cells = grid.grid_regions(self.pictures[0], images, size, self.grid_window)
             for row, found in zip(rows, cells, strict=True):
                 results[row] |= found
             return

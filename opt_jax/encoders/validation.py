@@ -10,7 +10,9 @@ ENCODERS = ("detector", "wav2vec2", "dvae")
 
 def check_encoders(config) -> Iterator[str]:
     yield from one_of(config, "encoders.regions", ("detector", "grid", "ready"))
-    yield from positive(config, "encoders.ready.size", "encoders.ready.classes")
+    yield from positive(config, "encoders.ready.size", "encoders.ready.classes", "encoders.grid.window")
+    if config.encoders.grid.window % 2 == 0:
+        yield f"config.encoders.grid.window is {config.encoders.grid.window}; it must be odd"
     if config.encoders.regions == "grid" and config.objectives.weights.mrc:
         yield (
             "config.objectives.weights.mrc needs the classes of a detector; set it to 0 where"

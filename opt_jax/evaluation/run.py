@@ -44,32 +44,17 @@ def evaluate(
         print(f"evaluation: {what} ({time.time() - started:.0f} s)", flush=True)
 
     test = loaders["test"]
-    lengths = test.config.buckets[-1]
     available = available_modalities(test.cache)
     usable = {split: complete_rows(loader.cache, available) for split, loader in loaders.items()}
+    looked_at = usable | {"train": usable["train"][: settings.probe_train]}
+    lengths = longest(loaders, looked_at)
 
     def batches(split, rows, batch_size):
         return list(loaders[split].evaluation_batches(rows, batch_size, lengths))
 
-    size = min(settings.pool_size, len(usable["test"]))
-    if size < settings.pool_size:
-        say(f"only {size} test rows have {' and '.join(available)}: they make one pool")
-    number = min(settings.pools, len(usable["test"]) // size)
-    pools = batches("test", usable["test"][: number * size], size)
-    held_out = usable["validation"]
-    validation = batches(
-        "validation", held_out[: min(settings.validation_pools, len(held_out) // size) * size], size
-    )
-    say(f"retrieval in {len(pools)} pools of {size}")
-    weights = pretrained.best_weights(model, validation or pools[:1], settings.rerank_top, available)
+    results, best, weights = evaluate_retrieval(settings, model, loaders, say)
+    held_out, size = usable["validation"], results["retrieval/pool"]
     known = loaders["train"].cache.caption_keys
-    options = {"matching_pools": settings.matching_pools, "rerank_top": settings.rerank_top}
-    options |= {"available": available, "known_captions": known}
-    results, best = pretrained.retrieval(model, pools, weights, validation, **options)
-    results["retrieval/pool"], results["retrieval/description"] = (
-        size,
-        describe(weights, settings.rerank_top, bool(validation)),
-    )
 
     chosen = usable["test"][: settings.texts]
     rows = [rows_of(test, row) for row in chosen]
@@ -142,6 +127,33 @@ def evaluate(
     return {key: value if isinstance(value, str) else number_or_none(value) for key, value in results.items()}
 
 
+def evaluate_retrieval(settings, model: Model, loaders: Mapping[str, Loader], say) -> tuple[dict, list, dict]:
+    """Retrieval in pools of the test split, by every scorer and by their best combination on validation.
+
+    Args:
+      settings: pool_size, pools, matching_pools, validation_pools, rerank_top. say: told what is done.
+    Returns: results; for each pool {direction: scores [P, P]} of the combination; its weights.
+    """
+    test, validation = loaders["test"], loaders["validation"]
+    available = available_modalities(test.cache)
+    rows, held_out = (complete_rows(loader.cache, available) for loader in (test, validation))
+    size = min(settings.pool_size, len(rows))
+    if size < settings.pool_size:
+        say(f"only {size} test rows have {' and '.join(available)}: they make one pool")
+    lengths = longest(loaders, {"test": rows, "validation": held_out})
+    number = min(settings.pools, len(rows) // size)
+    pools = list(test.evaluation_batches(rows[: number * size], size, lengths))
+    held_out = held_out[: min(settings.validation_pools, len(held_out) // size) * size]
+    others = list(validation.evaluation_batches(held_out, size, lengths))
+    say(f"retrieval in {len(pools)} pools of {size}")
+    weights = pretrained.best_weights(model, others or pools[:1], settings.rerank_top, available)
+    options = {"matching_pools": settings.matching_pools, "rerank_top": settings.rerank_top}
+    options |= {"available": available, "known_captions": loaders["train"].cache.caption_keys}
+    results, best = pretrained.retrieval(model, pools, weights, others, **options)
+    described = describe(weights, settings.rerank_top, bool(others))
+    return results | {"retrieval/pool": size, "retrieval/description": described}, best, weights
+
+
 def available_modalities(cache: FeatureCache) -> tuple[str, ...]:
     """The modalities that the evaluation on a split is about: all that occur, or, where no two rows have all
     of them, text with the one that more rows have. Raises CacheError where there is no such pair."""
@@ -162,6 +174,17 @@ def complete_rows(cache: FeatureCache, names) -> np.ndarray:
     """Rows of the cache [n] that have all of these modalities."""
     needed = np.isin(pretrained.MODALITIES, names)
     return np.flatnonzero(cache.presence[:, needed].all(axis=1))
+
+
+def longest(loaders: Mapping[str, Loader], rows: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Text and audio positions (T, A) that hold these rows of the caches, and at most those of the longest
+    batches of training: scoring all pairs is mostly about how long they are."""
+    found = [(1, 1)]
+    for split, chosen in rows.items():
+        loader = loaders[split]
+        lengths = loader.cache.text_lengths[chosen], loader.audio_lengths[chosen]
+        found.append([int(length.max(initial=1)) for length in lengths])
+    return tuple(map(min, np.max(found, axis=0).tolist(), loaders["test"].config.buckets[-1]))
 
 
 def drawable(batches) -> np.ndarray:

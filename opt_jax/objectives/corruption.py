@@ -27,6 +27,7 @@ class Corruption:
 
     rows: tuple[int, int, int]  # of each group: token, modality, sample level
     mask_probability: float
+    word_drop_probability: float  # of the words before the one that the text decoder is to write
     drop_probability: tuple[float, float, float]
     dropped_as_absent: float  # the other dropped modalities are shown as mask tokens
     # How many; constant, so that the length of what is to be said does not leak.
@@ -64,6 +65,8 @@ def corrupt(key: jax.Array, batch: Batch, c: Corruption) -> Batch:
         sum(c.rows).
     Returns: the batch with the model's inputs replaced and, added:
       text_targets, region_targets, audio_targets: the inputs as they were.
+      text_history [B, T]: the text as its decoder reads it, with dropped words masked (Bowman et al., 2016,
+        section 3.1): a decoder that knows the captions by heart would not look at what it describes.
       text_masked [B, T]: words to predict, in token-level rows. region_masked [B, V], audio_masked [B, A]:
         features to hide, in token-level rows and placeholders.
       fused [B, 3]: modalities that the fusion layers may see. A modality dropped as absent is still aligned,
@@ -108,6 +111,8 @@ def corrupt(key: jax.Array, batch: Batch, c: Corruption) -> Batch:
     out["text_length"] = batch["text_valid"].sum(1)
     out["text_targets"], out["region_targets"] = batch["text_ids"], batch["region_features"]
     out["audio_targets"] = batch["audio_features"]
+    forgotten = jax.random.bernoulli(jax.random.fold_in(key, 9), c.word_drop_probability, words.shape)
+    out["text_history"] = jnp.where(words & forgotten, c.mask_id, batch["text_ids"])
     out["text_ids"] = mask_words(keys[7], batch["text_ids"], masked[TEXT], c)
     out["region_masked"], out["audio_masked"] = masked[IMAGE], masked[AUDIO]
     out["text_masked"] = masked[TEXT]

@@ -41,6 +41,7 @@ def corrupted_by_hand():
     batch |= {name: batch["present"] for name in ("fused", "clean")}
     return batch | {
         "text_targets": batch["text_ids"],
+        "text_history": batch["text_ids"],
         "region_targets": batch["region_features"],
         "audio_targets": batch["audio_features"],
         "text_length": np.full(B, LENGTHS[0]),

@@ -25,9 +25,9 @@ from opt_jax.partitioning import make_mesh, place_batch
 B, T, V, A = 4096, 9, 5, 7
 CLS, SEP, MASK, WORDS = 2, 3, 4, 12
 SETTINGS = Corruption(
-    rows=(1, 2, 1), mask_probability=0.2, drop_probability=(0.2, 0.3, 0.5), dropped_as_absent=0.4,
-    placeholder_lengths=(6, 3, 4), sample_drop_probability=0.5, vocab_size=5 + WORDS, mask_id=MASK,
-    sep_id=SEP, first_word_id=5,
+    rows=(1, 2, 1), mask_probability=0.2, word_drop_probability=0.25, drop_probability=(0.2, 0.3, 0.5),
+    dropped_as_absent=0.4, placeholder_lengths=(6, 3, 4), sample_drop_probability=0.5,
+    vocab_size=5 + WORDS, mask_id=MASK, sep_id=SEP, first_word_id=5,
 )  # fmt: skip
 SUBSETS = np.array([s for s in itertools.product([False, True], repeat=3) if any(s)])
 PREFIXES = ("text", "region", "audio")
@@ -128,6 +128,14 @@ def test_token_masks_hit_one_present_modality_at_the_rate_asked_for():
         number, p = candidates[hit[:, m]].sum(1), SETTINGS.mask_probability
         expected = (number * p + (1 - p) ** number).sum()  # at least one in each row
         assert abs(masked.sum() - expected) < 4 * np.sqrt(number.sum() * p * (1 - p))
+
+
+def test_words_are_dropped_from_what_the_decoder_reads():
+    batch, out = drawn()
+    words = batch["text_valid"] & (np.arange(T) > 0) & (batch["text_ids"] != SEP)
+    dropped = out["text_history"] != batch["text_ids"]
+    assert (out["text_history"][dropped] == MASK).all() and not (dropped & ~words).any()
+    near(dropped[words].mean(), 0.25, words.sum())
 
 
 def test_masked_words_follow_bert():

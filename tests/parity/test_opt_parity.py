@@ -25,6 +25,7 @@ SIZES = Sizes(
 CORRUPTION = Corruption(
     rows=ROWS,
     mask_probability=0.3,
+    word_drop_probability=0.4,
     drop_probability=(0.3,) * 3,
     dropped_as_absent=0.5,
     placeholder_lengths=(3, 4, 2),

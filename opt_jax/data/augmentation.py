@@ -1,0 +1,106 @@
+"""Copies of training rows whose pictures are moved a little and whose speech is faster, slower or noisier.
+
+Features are cached, so what would elsewhere be drawn anew in every epoch is drawn a few times, once.
+"""
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.signal import resample_poly
+
+from opt_jax.data.noise import mixed
+from opt_jax.data.triplet import Source, Triplet
+
+AUGMENTATION_VERSION = 1  # to be raised with every change of what is drawn
+SCALE, DEGREES, SHIFT = (0.88, 1.12), 6.0, (0.04, 0.08)  # the shift in widths and in heights
+SPEEDS = (0.9, 0.95, 1.05, 1.1)
+DECIBELS = (10.0, 30.0)  # of speech over noise
+
+
+class Augmented:
+    """A source with `copies` changed copies of each row after its own rows; row i is of the source's i % N.
+
+    What is drawn for a row depends on (seed, row) alone. Captions and labels stay. Boxes are left out, and
+    regions that came ready, without pixels, stay as they are.
+    """
+
+    def __init__(self, source: Source, copies: int, seed: int):
+        self.source, self.copies, self.seed = source, copies, seed
+        self.class_names, self.modalities = source.class_names, source.modalities
+
+    def __len__(self) -> int:
+        return len(self.source) * (1 + self.copies)
+
+    def __getitem__(self, index: int) -> Triplet:
+        return self.read(index)
+
+    def read(self, index: int, image: bool = True, audio: bool = True) -> Triplet:
+        """See `Source.read`."""
+        triplet = self.source.read(self._row(index), image=image, audio=audio)
+        copy = index // len(self.source)
+        if not copy:
+            return triplet
+        rng = np.random.default_rng([self.seed, index])
+        drawn = rng.random(4)  # before anything else, so that the picture's do not depend on the sound
+        changed = {"id": f"{triplet.id}~{copy}", "boxes": None, "classes": None, "named": ()}
+        if triplet.image is not None and triplet.regions is None:
+            changed["image"] = moved(triplet.image, *drawn)
+        if triplet.audio is not None:
+            changed["audio"] = respoken(triplet.audio, rng)
+        return dataclasses.replace(triplet, **changed)
+
+    def caption(self, index: int) -> str | None:
+        """See `Source.caption`."""
+        return self.source.caption(self._row(index))
+
+    def rows_with(self, *parts: str) -> np.ndarray:
+        """See `Source.rows_with`."""
+        starts = np.arange(1 + self.copies)[:, None] * len(self.source)
+        return (starts + self.source.rows_with(*parts)).reshape(-1)
+
+    def origin(self, index: int) -> str:
+        """See `Source.origin`."""
+        return self.source.origin(self._row(index))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the source, and how it is changed."""
+        augmentation = {"copies": self.copies, "seed": self.seed, "version": AUGMENTATION_VERSION}
+        return {**self.source.fingerprint(), "augmentation": augmentation}
+
+    def _row(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index}: there are {len(self)}")
+        return index % len(self.source)
+
+
+def moved(image: np.ndarray, scale: float, angle: float, x: float, y: float) -> np.ndarray:
+    """A picture uint8 [h, w, 3] scaled, turned and shifted; its edges go on beyond it.
+
+    All four are draws in [0, 1), 0.5 changes nothing.
+    """
+    height, width = image.shape[:2]
+    factor = SCALE[0] + (SCALE[1] - SCALE[0]) * scale
+    turn = np.deg2rad(DEGREES * (2 * angle - 1))
+    dx, dy = SHIFT[0] * width * (2 * x - 1), SHIFT[1] * height * (2 * y - 1)
+    margin = (max(height, width) + 3) // 4  # more than scale, turn and shift can reach together
+    padded = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    cos, sin = np.cos(turn) / factor, np.sin(turn) / factor
+    centre_x, centre_y = margin + width / 2, margin + height / 2
+    # From a pixel of the result to the place in the picture that it shows.
+    rows = (
+        (cos, sin, centre_x - cos * (width / 2 + dx) - sin * (height / 2 + dy)),
+        (-sin, cos, centre_y + sin * (width / 2 + dx) - cos * (height / 2 + dy)),
+    )
+    affine = (*rows[0], *rows[1])
+    result = padded.transform((width, height), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    return np.asarray(result)
+
+
+def respoken(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Speech float32 [N] at another speed, with faint noise."""
+    speed = Fraction(SPEEDS[int(rng.integers(len(SPEEDS)))]).limit_denominator(100)
+    played = resample_poly(audio, speed.denominator, speed.numerator).astype(np.float32)
+    return mixed(played, float(rng.uniform(*DECIBELS)), rng)
