@@ -6,6 +6,7 @@ Interrupted, the same command goes on where it was. Exit codes: 0 done; 2 the co
 the data do not fit (the message says what to do); 130 and 143 interrupted.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from opt_jax.allocator import keep_freed_memory
 from opt_jax.configuration import ConfigError, check_overrides, load
 from opt_jax.stages import StageMismatch, write_record
+from opt_jax.tasks.validation import validate as validate_downstream
 from opt_jax.validation import validate
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -79,15 +81,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     keep_freed_memory()
     start_processes(config.distributed)
     keep_compiled_programs(workdir)
-    validate(config)
+    module = "opt_jax.pipeline"
+    if "task" in config:
+        module = "opt_jax.ablation" if config.task == "ablation" else "opt_jax.finetuning"
+        validate_downstream(config)
+    else:
+        validate(config)
     if jax.process_index() == 0:
         make_workdir(workdir)
         if not (workdir / "config.json").exists():
             write_record(workdir / "config.json", config.to_dict())
-        print(describe(config, workdir), flush=True)
-    from opt_jax import pipeline  # after the set-up: importing the models may touch the devices
-
-    pipeline.run(config, workdir)
+        if "task" not in config:
+            print(describe(config, workdir), flush=True)
+    # After the set-up: importing the models may touch the devices.
+    importlib.import_module(module).run(config, workdir)
 
 
 def make_workdir(workdir: Path) -> None:
@@ -159,10 +166,12 @@ def expected_errors() -> tuple[type[Exception], ...]:
     from opt_jax.encoders.frozen import FrozenEncoderError
     from opt_jax.encoders.tokenizer import TokenizerError
     from opt_jax.encoders.wav2vec2_batches import NoUsableClipsError
+    from opt_jax.tasks.input_sets import InputSetError
+    from opt_jax.trained import WorkdirError
 
     training = (checkpoints.FingerprintMismatch, checkpoints.DamagedCheckpoint, window.NonFiniteError)
     data = (SourceError, CacheError, FrozenEncoderError, TokenizerError, NoUsableClipsError)
-    return (ConfigError, StageMismatch, *training, *data)
+    return (ConfigError, StageMismatch, *training, *data, WorkdirError, InputSetError)
 
 
 def refuse(error: Exception) -> None:

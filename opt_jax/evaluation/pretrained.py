@@ -317,13 +317,13 @@ def captioning(texts: dict[str, list[str]], references: list[list[str]]) -> dict
     return results
 
 
-def code_accuracy(model: Model, batches) -> dict[str, float]:
-    """Teacher-forced top-1 accuracy of the image codes given the text, beside the best constant picture
-    (majority per cell), over the pictures that have codes."""
+def code_accuracy(model: Model, batches, keep=(True, False, False)) -> dict[str, float]:
+    """Teacher-forced top-1 accuracy of the image codes given the modalities in `keep`, by default the text,
+    beside the best constant picture (majority per cell), over the pictures that have codes."""
     predicted, true = [], []
     for batch in batches:
         real = np.asarray(batch["row_valid"]) & (np.asarray(batch["image_codes"]) >= 0).all(1)
-        predicted.append(model.code_predictions(batch, (True, False, False))[real])
+        predicted.append(model.code_predictions(batch, keep)[real])
         true.append(np.asarray(batch["image_codes"])[real])
     predicted, true = np.concatenate(predicted), np.concatenate(true)
     majority = np.array([np.bincount(cell).argmax() for cell in true.T])
@@ -334,9 +334,14 @@ def code_accuracy(model: Model, batches) -> dict[str, float]:
 
 
 def probe(
-    model: Model, train_batches, validation_batches, test_batches, available: Sequence[str] = MODALITIES
+    model: Model,
+    train_batches,
+    validation_batches,
+    test_batches,
+    available: Sequence[str] = MODALITIES,
+    sets: Sequence[str] = tuple(INPUT_SETS),
 ) -> dict[str, float]:
-    """mAP of a linear probe for each set of input modalities (the paper's table 2), beside chance.
+    """mAP of a linear probe for each of `sets`, input modalities (the paper's table 2), beside chance.
 
     Larger sets have wider features, so each set has the weight decay that does best on validation.
     """
@@ -348,8 +353,8 @@ def probe(
 
     train_labels, validation_labels, test_labels = (gather(part, lambda b: b["labels"]) for part in splits)
     results = {"classification/chance/mAP": chance_mean_average_precision(test_labels)}
-    for name, keep in INPUT_SETS.items():
-        keep = tuple(map(bool, keep))
+    for name in sets:
+        keep = tuple(map(bool, INPUT_SETS[name]))
         if not {m for m, kept in zip(MODALITIES, keep, strict=True) if kept} <= set(available):
             continue
         train, validation, test = (gather(p, lambda b, k=keep: model.probe_features(b, k)) for p in splits)

@@ -13,6 +13,7 @@ What it reads, all under the work directory; whatever is missing leaves its sect
   `text_to_image/<code_accuracy|code_majority|named_objects_found|named_objects_ceiling>`,
   `encoders/<encoder>/<figure>` in the encoder's own unit, `seconds/<stage>`. For the summary line:
   `triplets/train`, `triplets/test`, `parameters`. Keys of no section are listed at the end.
+  `before/<key>` is what the pre-trained model had, where `<key>` is that of the fine-tuned one.
 - `config.json`: shown as it is; its `variant`, if a text, is in the title.
 - `metrics.jsonl` and `encoders/**/metrics.jsonl`, see `opt_jax.metrics_log`.
 - `encoders/**/*.png`: pictures the encoders' trainings left, such as dvae/before_after.png.
@@ -68,6 +69,7 @@ def write_report(workdir: Path) -> Path:
         variant=config.get("variant") if isinstance(config.get("variant"), str) else None,
         results=results,
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else None,
+        gains=report_figures.gains(results),
         headlines=report_figures.headlines(results),
         stages=report_figures.stages(results),
         total_seconds=results.get("seconds/total", sum(s["seconds"] for s in report_figures.stages(results))),
@@ -83,7 +85,7 @@ def write_report(workdir: Path) -> Path:
         media=Media(workdir / "evaluation"),
         pretraining=_trainings(workdir / "metrics.jsonl"),
         encoders=_encoders(workdir / "encoders", results),
-        others={k: v for k, v in results.items() if not _has_place(k)},
+        others={k: v for k, v in results.items() if not _has_place(k, results)},
     )
     path = workdir / "report.html"
     aside = path.with_suffix(".partial")
@@ -185,8 +187,10 @@ def _encoders(directory: Path, results: Mapping) -> list[dict]:
     return [e for e in encoders if e["figures"] or e["trainings"] or e["pictures"]]
 
 
-def _has_place(key: str) -> bool:
+def _has_place(key: str, results: Mapping) -> bool:
     section = key.split("/")[0]
+    if section == "before" or f"before/{key}" in results:
+        return True
     return section in _SECTIONS or section in report_figures.RETRIEVAL_SCORERS or key in _ALSO_SHOWN
 
 

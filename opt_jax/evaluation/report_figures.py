@@ -159,3 +159,13 @@ def duration(seconds: float) -> str:
 
 def _beside(results: Mapping, name: str, key: str) -> str:
     return f"{name} {results[key]:.1f}" if key in results else ""
+
+
+def gains(results: Mapping) -> list[dict]:
+    """Figures that a fine-tuned model and the pre-trained one both have: {"name", "before", "after"}."""
+    pairs = ((key, results.get(f"before/{key}")) for key in results)
+    return [
+        {"name": key.replace("/", " ").replace("_", " "), "before": before, "after": results[key]}
+        for key, before in pairs
+        if isinstance(before, int | float) and isinstance(results[key], int | float)
+    ]

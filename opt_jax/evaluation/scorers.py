@@ -27,7 +27,7 @@ class Model:
     """A pre-trained model ready to be asked. All results are numpy arrays."""
 
     def __init__(self, model: OPT, params: Any, statistics: Statistics):
-        self.model, self.params = model, params
+        self.model, self.params, self.statistics = model, params, statistics
         self.standardise = functools.partial(standardise, statistics=statistics)
         self.compiled = {}
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from opt_jax.data.spoken_scenes import speech
 from opt_jax.data.spoken_scenes.contact_sheet import write_contact_sheet
+from opt_jax.data.spoken_scenes.questions import ANSWERS
 from opt_jax.data.spoken_scenes.scene import CLASS_NAMES
 from opt_jax.data.spoken_scenes.sentences import SPLITS
 from opt_jax.data.spoken_scenes.shard import ShardTask, record_path, write_json
@@ -45,7 +46,9 @@ def default_config() -> ConfigDict:
     )
 
 
-def generate(directory, config: ConfigDict, seed: int, processes: int = 2) -> dict[str, int]:
+def generate(
+    directory, config: ConfigDict, seed: int, processes: int = 2, asks: bool = False
+) -> dict[str, int]:
     """Makes all splits in `directory`; the same config and seed give the same bytes.
 
     A finished shard is kept when generation is started again after an interruption.
@@ -55,6 +58,7 @@ def generate(directory, config: ConfigDict, seed: int, processes: int = 2) -> di
       config: see `default_config`.
       seed: of everything drawn.
       processes: shards made at the same time; has no influence on the data.
+      asks: questions about the pictures instead of sentences, with their answers as labels.
 
     Returns:
       number of samples by split.
@@ -72,7 +76,7 @@ def generate(directory, config: ConfigDict, seed: int, processes: int = 2) -> di
         if shared := set(config.voices[split]) & set(config.voices.train):
             raise ValueError(f"voices.{split} shares {sorted(shared)} with voices.train; take unheard voices")
     directory = Path(directory)
-    tasks = {split: _tasks(directory / split, split, config, seed) for split in SPLITS}
+    tasks = {split: _tasks(directory / split, split, config, seed, asks) for split in SPLITS}
     stale = [split for split in SPLITS if not _is_complete(directory / split, tasks[split])]
     if stale:
         _make_shards([task for split in stale for task in tasks[split]], processes)
@@ -83,7 +87,7 @@ def generate(directory, config: ConfigDict, seed: int, processes: int = 2) -> di
     return {split: config[split] for split in SPLITS}
 
 
-def _tasks(folder: Path, split: str, config: ConfigDict, seed: int) -> list[ShardTask]:
+def _tasks(folder: Path, split: str, config: ConfigDict, seed: int, asks: bool) -> list[ShardTask]:
     starts = range(0, config[split], config.shard_size)
     return [
         ShardTask(
@@ -96,6 +100,7 @@ def _tasks(folder: Path, split: str, config: ConfigDict, seed: int) -> list[Shar
             max_objects=config.max_objects,
             seed=seed,
             path=str(folder / f"{split}.array_record-{number:05d}-of-{len(starts):05d}"),
+            asks=asks,
         )
         for number, start in enumerate(starts)
     ]
@@ -206,7 +211,7 @@ def _finish_split(folder: Path, tasks: list[ShardTask]) -> None:
         "split": tasks[0].split,
         "count": len(rows),
         "seconds_of_speech": round(sum(row["seconds"] for row in rows), 1),
-        "class_names": list(CLASS_NAMES),
+        "class_names": list(ANSWERS if tasks[0].asks else CLASS_NAMES),
         "sample_rate": speech.SAMPLE_RATE,
         "captions_sha256": hashlib.sha256(lines.encode()).hexdigest(),
         "shards": [

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from opt_jax.data.spoken_scenes.questions import ANSWERS, ask
 from opt_jax.data.spoken_scenes.record import encode
 from opt_jax.data.spoken_scenes.render import render
 from opt_jax.data.spoken_scenes.scene import Scene, draw_scene
@@ -37,6 +38,7 @@ class ShardTask:
       max_objects: most objects in a picture.
       seed: of the whole data set.
       path: the shard's file; its record is written beside it as `path` + '.json'.
+      asks: captions are questions, and their answers are the labels; `references` then means nothing.
     """
 
     split: str
@@ -48,10 +50,14 @@ class ShardTask:
     max_objects: int
     seed: int
     path: str
+    asks: bool = False
 
     def inputs(self) -> dict:
         """All that the bytes depend on: the task without its folder."""
-        return {**dataclasses.asdict(self), "path": Path(self.path).name, "voices": list(self.voices)}
+        inputs = {**dataclasses.asdict(self), "path": Path(self.path).name, "voices": list(self.voices)}
+        if not self.asks:  # data made before there were questions are still what is asked for
+            del inputs["asks"]
+        return inputs
 
 
 def draw_sample(task: ShardTask, index: int, synthesizer: Synthesizer) -> tuple[Triplet, Scene]:
@@ -60,7 +66,12 @@ def draw_sample(task: ShardTask, index: int, synthesizer: Synthesizer) -> tuple[
     sentences = None
     while sentences is None:
         scene = draw_scene(rng, task.image_size, task.max_objects)
-        sentences = describe_for_split(rng, scene, task.split, task.references)
+        if task.asks:
+            question, answer = ask(rng, scene)
+            sentences, labels = [(question, ())], (ANSWERS.index(answer),)
+        else:
+            sentences = describe_for_split(rng, scene, task.split, task.references)
+            labels = scene.labels()
     caption, named = sentences[0]
     voice = task.voices[int(rng.integers(len(task.voices)))]
     audio = synthesizer.speak(
@@ -76,7 +87,7 @@ def draw_sample(task: ShardTask, index: int, synthesizer: Synthesizer) -> tuple[
         caption=caption,
         audio=audio,
         references=tuple(sentence for sentence, _ in sentences),
-        labels=scene.labels(),
+        labels=labels,
         boxes=scene.boxes(),
         classes=scene.classes(),
         named=named,

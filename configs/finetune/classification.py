@@ -1,0 +1,20 @@
+"""Multi-label classification from every set of modalities (OPT, table 2).
+
+python -m opt_jax.main --config=configs/finetune/classification.py --config.pretrained=runs/tiny
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from opt_jax.configuration import load
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """The configuration, for a pre-training of this variant."""
+    config = load(Path(__file__).with_name("base.py"), variant)
+    config.task = "classification"
+    config.workdir = f"runs/{variant}_classification"
+    config.inputs = ("T", "I", "A", "T+I", "T+A", "I+A", "T+I+A")
+    config.evaluation.probe_train = 4000  # rows for the linear probe of the pre-trained model
+    return config

@@ -1,0 +1,26 @@
+"""Retrieval by the matching head, with a margin and hard negatives (OPT, table 3).
+
+python -m opt_jax.main --config=configs/finetune/retrieval.py --config.pretrained=runs/tiny
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from opt_jax.configuration import load
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """The configuration, for a pre-training of this variant."""
+    config = load(Path(__file__).with_name("base.py"), variant)
+    config.task = "retrieval"
+    config.workdir = f"runs/{variant}_retrieval"
+    config.inputs = ("T+I", "T+A", "T+I+A")  # pairs; the last: text with speech, and the picture
+    config.margin = 0.2  # between probabilities
+    config.contrastive_weight = 1.0
+    config.hard_fraction = 0.5  # of the negatives: drawn by similarity; the others evenly
+    config.hard_temperature = 0.1
+    config.evaluation.update(
+        dict(pool_size=200, pools=2, matching_pools=1, validation_pools=1, rerank_top=20)
+    )
+    return config

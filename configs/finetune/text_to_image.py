@@ -1,0 +1,22 @@
+"""Pictures from text, from speech and from both (OPT, figure 3).
+
+python -m opt_jax.main --config=configs/finetune/text_to_image.py --config.pretrained=runs/tiny
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from opt_jax.configuration import load
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """The configuration, for a pre-training of this variant."""
+    config = load(Path(__file__).with_name("base.py"), variant)
+    config.task = "text_to_image"
+    config.workdir = f"runs/{variant}_text_to_image"
+    config.inputs = ("T", "A", "T+A")
+    config.label_smoothing = 0.0
+    # Of so many pictures drawn for each text the one is kept that matches best.
+    config.evaluation.update(dict(pictures=100, drawn=4, top_k=32, seed=0))
+    return config

@@ -1,0 +1,92 @@
+"""The ablation of the objectives (OPT, table 5): pre-training without one family at a time, everything else
+the same, on the features of a pre-training that is there.
+
+PRETRAINED/{config.json, data, encoders, cache} -> workdir/CELL/{checkpoints, evaluation} of each cell, which
+are skipped where they are done -> workdir/results.json, workdir/table.md
+"""
+
+import functools
+from pathlib import Path
+
+from opt_jax.cache.reader import FeatureCache
+from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.run import EVALUATION_VERSION, complete_rows, evaluate_retrieval, longest
+from opt_jax.evaluation.scorers import Model
+from opt_jax.pipeline import SPLITS, make_loader, parameters_digest, pretrain, region_positions
+from opt_jax.stages import run_stage, write_record
+from opt_jax.trained import load_trained
+
+FULL = "full"
+SCORERS = {"alignment": "retrieval_alignment", "matching": "retrieval_matching"}
+
+
+def run(config, workdir) -> dict:
+    """Trains and evaluates every cell; returns {cell: results}. `config` is that of configs/ablation.py."""
+    workdir = Path(workdir)
+    setup = load_trained(config.pretrained)
+    caches = {split: FeatureCache(setup.directory / "cache" / split / "features") for split in SPLITS}
+    encoders = {name: path for name, path in setup.encoders.items() if path}
+    results = {}
+    for cell, left_out in {FULL: (), **config.families}.items():
+        directory = workdir / cell.replace(" ", "_")
+        directory.mkdir(parents=True, exist_ok=True)
+        settings = setup.config.copy_and_resolve_references()
+        settings.train.steps, settings.train.checkpoint_every = config.steps, config.steps
+        settings.train.warmup_steps = min(settings.train.warmup_steps, config.steps // 10)
+        settings.seed = config.seed
+        for name in left_out:
+            settings.objectives.weights[name] = 0.0
+        print(f"ablation: {cell}", flush=True)
+        params, model, statistics = pretrain(settings, directory, caches, setup.tokenizer, encoders)
+        loaders = {
+            split: make_loader(settings, cache, region_positions(settings, caches), whole=True)
+            for split, cache in caches.items()
+        }
+
+        scorers = Model(model, params, statistics)
+        build = functools.partial(evaluate, config.evaluation, scorers, loaders)
+        inputs = {
+            "parameters": parameters_digest(params),
+            "evaluation": config.evaluation.to_dict(),
+            "version": EVALUATION_VERSION,
+        }
+        results[cell] = run_stage("evaluation", directory / "evaluation", inputs, build, collective=False)
+        write_record(workdir / "results.json", results)
+    text = table(results)
+    (workdir / "table.md").write_text(text + "\n")
+    print(text, flush=True)
+    return results
+
+
+def evaluate(settings, model: Model, loaders, _: Path) -> dict:
+    """A linear probe of all three modalities, and retrieval by the scorers that need no decoder."""
+
+    def say(what):
+        print(f"ablation: {what}", flush=True)
+
+    results, _, _ = evaluate_retrieval(settings, model, loaders, say)
+    rows = {split: complete_rows(loader.cache, pretrained.MODALITIES) for split, loader in loaders.items()}
+    rows["train"] = rows["train"][: settings.probe_train]
+    lengths = longest(loaders, rows)
+    batches = [
+        list(loaders[split].evaluation_batches(rows[split], settings.batch_size, lengths)) for split in SPLITS
+    ]
+    return results | pretrained.probe(model, *batches, sets=("T+I+A",))
+
+
+def table(results: dict[str, dict]) -> str:
+    """Markdown: a line for each cell, its figures by column; retrieval by each scorer."""
+    head = ["", "mAP T+I+A"]
+    keys = ["classification/T+I+A/mAP"]
+    for scorer, prefix in SCORERS.items():
+        for direction in pretrained.DIRECTIONS:
+            key = f"{prefix}/{direction}/R@1"
+            if any(key in found for found in results.values()):
+                keys.append(key)
+                head.append(f"{direction.replace('_', ' ')}, {scorer}")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for cell, found in results.items():
+        name = cell if cell == FULL else f"without {cell}"
+        figures = [f"{found[key]:.1f}" if found.get(key) is not None else "" for key in keys]
+        lines.append("| " + " | ".join([name, *figures]) + " |")
+    return "\n".join(lines)

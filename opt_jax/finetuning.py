@@ -1,0 +1,164 @@
+"""Fine-tuning: a pre-trained model, trained on for one downstream task by the same loop, and what it gains.
+
+PRETRAINED/{config.json, data, encoders, cache, checkpoints}, which `opt_jax.pipeline` made ->
+workdir/data and workdir/cache, where the task has data of its own -> workdir/before (the pre-trained model,
+where it can do the task), workdir/checkpoints/finetune,
+workdir/evaluation -> workdir/results.json, workdir/report.html
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from opt_jax.cache.reader import FeatureCache
+from opt_jax.data import spoken_scenes
+from opt_jax.data.loader import Loader
+from opt_jax.data.noise import Noisy
+from opt_jax.data.triplet import Source
+from opt_jax.evaluation.report import write_report
+from opt_jax.evaluation.run import EVALUATION_VERSION
+from opt_jax.pipeline import SPLITS, add_seconds, make_caches, make_loader, make_sources, parameters_digest
+from opt_jax.stages import read_record, run_stage, write_record
+from opt_jax.tasks.classification import Classification
+from opt_jax.tasks.downstream import Downstream
+from opt_jax.tasks.drawing import Drawing
+from opt_jax.tasks.question_answering import QuestionAnswering
+from opt_jax.tasks.retrieval import Retrieval
+from opt_jax.tasks.writing import Writing
+from opt_jax.train import train
+from opt_jax.trained import Trained, load_trained
+
+TASKS: dict[str, type[Downstream]] = {
+    "captioning": Writing,
+    "speech_recognition": Writing,
+    "text_to_image": Drawing,
+    "classification": Classification,
+    "retrieval": Retrieval,
+    "vqa": QuestionAnswering,
+}
+QUESTION_SEED = 1 << 20
+SECONDS = Path("checkpoints") / "finetune_seconds.json"
+
+
+def run(config, workdir) -> dict:
+    """Fine-tunes and evaluates; returns the results. `config` is that of a file in configs/finetune.
+
+    Raises WorkdirError for a `config.pretrained` that holds no trained model, and InputSetError for input
+    sets that the task or the data do not have.
+    """
+    workdir = Path(workdir)
+    trained = load_trained(config.pretrained, config.pretrained_step or None)
+    print(f"{config.task}: from step {trained.step} of {config.pretrained}", flush=True)
+    sources, caches = make_data(config, trained, workdir)
+    loaders = {split: own_loader(config, trained, cache, whole=True) for split, cache in caches.items()}
+    task = TASKS[config.task](config, trained, loaders, sources)
+    identity = {
+        "task": config.task,
+        "inputs": list(config.inputs),
+        "parameters": parameters_digest(trained.model.params),
+        "caches": {split: cache.manifest.digest for split, cache in caches.items()},
+        "settings": {
+            name: value for name, value in config.to_dict().items() if name in task_settings(config)
+        },
+    }
+    judged = identity | {"evaluation": config.evaluation.to_dict(), "version": EVALUATION_VERSION}
+    before = run_stage("before", workdir / "before", judged, task.before, collective=False)
+    start, done = time.time(), (workdir / "checkpoints" / "finetune" / str(config.train.steps)).exists()
+    try:
+        params = train(
+            task.task(),
+            own_loader(config, trained, caches["train"], whole=False),
+            config.train,
+            workdir,
+            name="finetune",
+            seed=config.seed,
+            fingerprint=identity,
+            initial_params=task.initial(),
+        )
+    finally:
+        if not done and jax.process_index() == 0:
+            add_seconds(workdir / SECONDS, time.time() - start)
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    judged |= {"parameters": parameters_digest(params)}
+    after = run_stage(
+        "evaluation",
+        workdir / "evaluation",
+        judged,
+        lambda path: task.evaluate(params, path),
+        collective=False,
+    )
+    if jax.process_index():
+        return after
+    results = after | {f"before/{key}": value for key, value in before.items()}
+    results["seconds/finetune"] = (read_record(workdir / SECONDS) or {"seconds": 0.0})["seconds"]
+    for stage in ("before", "evaluation"):
+        results[f"seconds/{stage}"] = json.loads((workdir / stage / "stage.json").read_text())["seconds"]
+    results |= {f"triplets/{split}": len(cache) for split, cache in caches.items()}
+    results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    write_record(workdir / "results.json", results)
+    write_record(workdir / "config.json", config.to_dict())
+    print(table(before, after))
+    print(f"report: {write_report(workdir)}", flush=True)
+    return results
+
+
+def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source], dict[str, FeatureCache]]:
+    """Sources and caches by split: those of the pre-training, or what `config.data` asks for instead, with
+    the pre-training's encoders, in the workdir."""
+    if config.data.kind == "pretraining":
+        sources = make_sources(trained.config, trained.directory)
+        features = {split: trained.directory / "cache" / split / "features" for split in SPLITS}
+        return sources, {split: FeatureCache(path) for split, path in features.items()}
+    if config.data.kind == "noise":
+        clean = make_sources(trained.config, trained.directory)
+        seeds = {split: 1000 * config.seed + number for number, split in enumerate(SPLITS)}
+        sources = {split: Noisy(clean[split], config.data.decibels, seeds[split]) for split in SPLITS}
+    else:
+        sources = make_questions(config, trained, workdir / "data")
+    encoders = {name: path for name, path in trained.encoders.items() if path}
+    return sources, make_caches(trained.config, workdir, sources, trained.tokenizer, encoders)
+
+
+def make_questions(config, trained: Trained, directory: Path) -> dict[str, Source]:
+    """Spoken Scenes with questions, the pictures and voices as in the pre-training's."""
+    settings = spoken_scenes.default_config()
+    given = {name: value for name, value in config.data.items() if name in settings}
+    pictures = {name: trained.config.data.spoken_scenes[name] for name in ("image_size", "max_objects")}
+    settings.update(given | pictures)
+    seed = QUESTION_SEED + config.seed  # other scenes than those of the pre-training
+    inputs = {"settings": settings.to_dict(), "seed": seed, "asks": True}
+    inputs["generator_version"] = spoken_scenes.GENERATOR_VERSION
+
+    def build(path):
+        return spoken_scenes.generate(path, settings, seed, asks=True)
+
+    run_stage("data", directory, inputs, build, collective=False)
+    return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
+
+
+def own_loader(config, trained: Trained, cache: FeatureCache, *, whole: bool) -> Loader:
+    """The pre-training's loader, with this run's batch size and seed."""
+    settings = trained.config.copy_and_resolve_references()
+    settings.train.batch_size, settings.seed = config.train.batch_size, config.seed
+    return make_loader(settings, cache, trained.regions, whole=whole)
+
+
+def task_settings(config) -> set[str]:
+    """Names of the fields that only this task has, and of those that change what every task learns."""
+    common = {"task", "inputs", "pretrained", "pretrained_step", "workdir", "seed", "precision"}
+    return set(config) - common - {"distributed", "train", "evaluation"}
+
+
+def table(before: dict, after: dict) -> str:
+    """The figures side by side, as lines of Markdown; texts are left out."""
+    figures = {key: value for key, value in after.items() if isinstance(value, int | float)}
+    width = max(map(len, figures), default=0)
+    lines = [f"| {'':{width}} | pre-trained | fine-tuned |", "|---|---:|---:|"]
+    for key, value in figures.items():
+        old = f"{before[key]:.4g}" if key in before else ""
+        lines.append(f"| {key:{width}} | {old:>11} | {value:>10.4g} |")
+    return "\n".join(lines)

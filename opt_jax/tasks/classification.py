@@ -1,0 +1,105 @@
+"""Multi-label classification from any set of modalities (OPT, table 2), with the whole model fine-tuned.
+
+What is compared with it, the linear probe, leaves the model as it is (`opt_jax.evaluation.classification`).
+Letters: C classes, D width of the model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.classification import chance_mean_average_precision, mean_average_precision
+from opt_jax.models.cross_encoder import masked_mean
+from opt_jax.models.heads import wide
+from opt_jax.models.inputs import standardise
+from opt_jax.models.layers import dense, dense_init
+from opt_jax.models.opt import lengths_of
+from opt_jax.tasks import input_sets
+from opt_jax.tasks.downstream import Downstream
+
+
+class Classification(Downstream):
+    """A linear classifier on M at [CLS] and on M's mean over each modality (zeros for one not shown).
+
+    Parameters: {"opt": those of the model, "classes": {"kernel": [4 D, C], "bias": [C]}}.
+    """
+
+    weights = {"classes": 1.0}
+
+    def __init__(self, config, trained, loaders, sources):
+        super().__init__(config, trained, loaders, sources)
+        for split in ("train", "test"):
+            if not loaders[split].cache.class_names:
+                raise input_sets.InputSetError(f"the {split} split has no labels, which {config.task} needs")
+
+    def init(self, key, batch):
+        width, classes = self.network.config["hidden_size"], batch["labels"].shape[1]
+        head = dense_init(self.network.config["initializer_range"], (4 * width, classes), ("embed", "class"))
+        return {"opt": super().init(key, batch), "classes": head(jax.random.fold_in(key, 1))}
+
+    def initial(self):
+        return {"opt": self.trained.model.params}
+
+    def logits(self, params, memory, valid, lengths: tuple[int, int, int]) -> jax.Array:
+        """[B, C] of M; lengths = (T, V, A)."""
+        parts, start = [memory[:, 0].astype(jnp.float32)], 0
+        for m, length in enumerate(lengths):
+            part = slice(start + (m == 0), start + length)
+            parts.append(masked_mean(memory[:, part], valid[:, part]))
+            start += length
+        return wide(dense(params["classes"], jnp.concatenate(parts, -1)))
+
+    def losses(self, params, batch, key, step, dropout):
+        del step
+        memory, valid = self.encode(params["opt"], batch, key if dropout else None)
+        return {"classes": self.class_loss(params, memory, valid, batch)}
+
+    def class_loss(self, params, memory, valid, batch) -> tuple[jax.Array, jax.Array]:
+        """(sum, count) over rows of the binary cross-entropy, summed over the classes."""
+        logits = self.logits(params, memory, valid, lengths_of(batch))
+        asked = batch["keep"].any(1).astype(jnp.float32)
+        # softplus(x) - x * t is the cross-entropy of sigmoid(x) against t.
+        each = (jax.nn.softplus(logits) - logits * batch["labels"]).sum(1)
+        return (each * asked).sum(), asked.sum()
+
+    def before(self, directory):
+        """A linear probe of the pre-trained model, on `evaluation.probe_train` rows."""
+        del directory
+        shown = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
+        limits = {"train": self.config.evaluation.probe_train, "validation": None, "test": None}
+        batches = [self.batches(split, self.rows(split, limit)) for split, limit in limits.items()]
+        sets = [input_sets.lettered(keep) for keep in self.sets]
+        return pretrained.probe(self.trained.model, *batches, shown, sets)
+
+    def evaluate(self, params, directory):
+        del directory
+        rows = self.rows("test", None)
+        batches = self.batches("test", rows)
+        labels = np.concatenate([batch["labels"][batch["row_valid"]] for batch in batches])
+        results = {"classification/chance/mAP": chance_mean_average_precision(labels)}
+        for keep in self.sets:
+            (scores,) = self.answers(params, batches, keep)
+            figures = mean_average_precision(scores, labels)
+            results[f"classification/{input_sets.lettered(keep)}/mAP"] = figures["mAP"]
+        return results
+
+    def answers(self, params, batches, keep: np.ndarray) -> list[np.ndarray]:
+        """What `answer` gives for the real rows [n, ...] of some batches, shown `keep` [3]."""
+        found = []
+        for batch in batches:
+            real, shown = np.asarray(batch["row_valid"]), np.tile(keep, (len(batch["present"]), 1))
+            found.append([np.asarray(x)[real] for x in self._answer(params, batch | {"keep": shown})])
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def answer(self, params, batch) -> tuple[jax.Array, ...]:
+        """(logits [B, C],) of a batch with `keep`."""
+        batch = standardise(batch, self.trained.model.statistics)
+        memory, valid = self.encode(params["opt"], batch)
+        return (self.logits(params, memory, valid, lengths_of(batch)),)
+
+    @functools.cached_property
+    def _answer(self):
+        return jax.jit(self.answer)

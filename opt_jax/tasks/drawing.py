@@ -1,0 +1,100 @@
+"""Drawing the picture of a triplet from its text, its speech or both (OPT, figure 3).
+
+The image decoder of pre-training. Of each row several pictures are drawn, code by code among the most likely,
+and the one is kept that the matching head, shown what a detector or the grid sees in it, finds to fit best.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opt_jax.data.triplet import Triplet
+from opt_jax.encoders import dvae
+from opt_jax.encoders.frozen import load_frozen
+from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.examples import Examples
+from opt_jax.evaluation.pictures import named_objects_found
+from opt_jax.evaluation.run import longest
+from opt_jax.objectives.masked import accuracy, cross_entropy
+from opt_jax.tasks import input_sets
+from opt_jax.tasks.downstream import IMAGE, Downstream
+
+
+class Drawing(Downstream):
+    """Input sets without the picture."""
+
+    weights = {"codes": 1.0}
+    target = ("image",)
+
+    def __init__(self, config, trained, loaders, sources):
+        super().__init__(config, trained, loaders, sources)
+        if trained.dvae is None:
+            raise input_sets.InputSetError(f"{config.task} needs pictures with codes; these came as regions")
+
+    def losses(self, params, batch, key, step, dropout):
+        del step
+        keys = jax.random.split(key) if dropout else (None, None)
+        memory, valid = self.encode(params, batch, keys[0])
+        weight = batch["keep"].any(1, keepdims=True) & batch["present"][:, IMAGE, None]
+        weight &= batch["image_codes"] >= 0
+        codes = jnp.maximum(batch["image_codes"], 0)
+        memory_kv = self.apply(params, "image_memory", memory)
+        logits = self.apply(params, "image_logits", codes, memory_kv, valid, key=keys[1])
+        loss = cross_entropy(logits, codes, weight, self.config.label_smoothing)
+        return {"codes": loss, "code_accuracy": accuracy(logits, codes, weight)}
+
+    def evaluate(self, params, directory):
+        settings, source = self.config.evaluation, self.sources["test"]
+        model, rows = self.model(params), self.rows("test", settings.pictures)
+        lengths = longest(self.loaders, {"test": rows})
+        (batch,) = self.loaders["test"].evaluation_batches(rows, len(rows), lengths)
+        triplets = [source.read(int(place)) for place in self.loaders["test"].cache.source_row[rows]]
+        frozen = {name: load_frozen(path) for name, path in self.trained.encoders.items() if path}
+        results, examples = {}, Examples(directory, source)
+        for keep in self.sets:
+            name, keep = input_sets.named(keep), tuple(map(bool, keep))
+            print(f"{self.config.task}: from {name.replace('_', ' and ')}", flush=True)
+            codes = self.drawn(model, batch, triplets, keep)
+            figures, generated, reconstructed = named_objects_found(
+                frozen, codes, batch["image_codes"], triplets
+            )
+            figures |= pretrained.code_accuracy(model, [batch], keep)
+            figures["text_to_image/code_perplexity"] = perplexity(codes)
+            results |= {f"{name}_{key.removeprefix('text_')}": value for key, value in figures.items()}
+            if name == "text":
+                places = self.loaders["test"].cache.source_row[rows]
+                for number, place in enumerate(places[: settings.examples]):
+                    examples.generated(int(place), reconstructed[number], generated[number])
+        examples.write()
+        return results
+
+    def drawn(self, model, batch, triplets, keep) -> np.ndarray:
+        """Codes [B, G]: of `evaluation.drawn` pictures for each row the one that matches best."""
+        settings = self.config.evaluation
+        tries = [
+            model.codes(batch, keep, settings.seed + number, top_k=settings.top_k)
+            for number in range(settings.drawn)
+        ]
+        if settings.drawn == 1:
+            return tries[0]
+        scores = np.stack([self.matches(model, codes, triplets, keep) for codes in tries])
+        return np.stack(tries)[scores.argmax(0), np.arange(len(triplets))]
+
+    def matches(self, model, codes, triplets: list[Triplet], keep) -> np.ndarray:
+        """How well [B] each row's picture of codes [B, G] goes with its text, or its speech where no text is
+        shown, by the matching head."""
+        pictures = dvae.decode(self.trained.dvae, codes)
+        shown = [dataclasses.replace(t, image=p) for t, p in zip(triplets, pictures, strict=True)]
+        batch = self.trained.batch(shown)
+        query = "text" if keep[0] else "audio"
+        own = np.arange(len(codes))[:, None]
+        return model.matching(batch, (query,), "image", own)[:, 0]
+
+
+def perplexity(codes: np.ndarray) -> float:
+    """exp of the entropy of the codes' use; codes [B, G]."""
+    shares = np.bincount(codes.ravel()) / codes.size
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))

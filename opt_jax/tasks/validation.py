@@ -1,0 +1,74 @@
+"""Judges a configuration of fine-tuning, or of the ablation, before anything long starts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from opt_jax.checks import DECAYS, below_one, not_negative, one_of, positive, probability
+from opt_jax.configuration import ConfigError, nearest
+
+TASKS = ("captioning", "classification", "retrieval", "speech_recognition", "text_to_image", "vqa")
+OBJECTIVES = ("mlm", "mvfr", "mrc", "mafr", "macl", "dtr", "dir", "matching", "contrastive")
+DATA = ("pretraining", "noise", "questions")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a configuration as the files in configs/finetune, or configs/ablation.py, make it.
+
+    Raises ConfigError: one line for each problem.
+    """
+    check = _ablation if config.task == "ablation" else _finetuning
+    if problems := [*_pretrained(config), *check(config)]:
+        raise ConfigError("\n".join(problems))
+
+
+def _pretrained(config) -> Iterator[str]:
+    if not (Path(config.pretrained) / "config.json").is_file():
+        yield (
+            f"config.pretrained: {config.pretrained!r} holds no pre-training; name its --workdir, or make one"
+            " first: python -m opt_jax.main --config=configs/pretrain.py"
+        )
+    elif Path(config.pretrained).resolve() == Path(config.workdir).resolve():
+        yield f"the workdir is that of the pre-training, {config.pretrained}; choose another"
+
+
+def _ablation(config) -> Iterator[str]:
+    yield from positive(config, "steps")
+    yield from not_negative(config, "seed")
+    for family, names in config.families.items():
+        for name in names:
+            if name not in OBJECTIVES:
+                yield f"config.families.{family}: no objective is called {name!r}{nearest(name, OBJECTIVES)}"
+
+
+def _finetuning(config) -> Iterator[str]:
+    yield from one_of(config, "task", TASKS)
+    yield from one_of(config, "precision", PRECISIONS)
+    yield from one_of(config, "data.kind", DATA)
+    counts = [field for field in ("train", "validation", "test") if field in config.data]
+    yield from positive(config, *(f"data.{field}" for field in counts))
+    yield from not_negative(config, "seed", "pretrained_step")
+    yield from below_one(config, "dropout", "train.beta1", "train.beta2")
+    yield from one_of(config, "train.decay", DECAYS)
+    sizes = ("steps", "batch_size", "accumulation", "learning_rate", "epsilon", "log_every")
+    sizes += ("checkpoint_every", "checkpoint_minutes", "keep", "max_nonfinite")
+    yield from positive(config, *(f"train.{field}" for field in sizes))
+    yield from not_negative(
+        config, *(f"train.{field}" for field in ("warmup_steps", "weight_decay", "clip_norm"))
+    )
+    if config.train.warmup_steps >= config.train.steps:
+        yield (
+            f"config.train.warmup_steps is {config.train.warmup_steps}, of config.train.steps"
+            f" {config.train.steps}: the rate would never reach config.train.learning_rate; lower it"
+        )
+    yield from probability(config, "train.end_learning_rate_fraction")
+    shares = [field for field in ("label_smoothing", "hard_fraction", "margin") if field in config]
+    yield from probability(config, *shares)
+    yield from not_negative(config, *(field for field in ("contrastive_weight",) if field in config))
+    yield from positive(config, *(field for field in ("hard_temperature",) if field in config))
+    may_be_zero = {"examples", "rerank_top", "seed"}
+    fields = {field: f"evaluation.{field}" for field in config.evaluation}
+    yield from not_negative(config, *(name for field, name in fields.items() if field in may_be_zero))
+    yield from positive(config, *(name for field, name in fields.items() if field not in may_be_zero))

@@ -1,0 +1,59 @@
+"""Writing the text of a triplet from the rest of it: captions and transcripts (OPT, tables 4 and 6).
+
+The text decoder of pre-training, with label-smoothed cross-entropy; beam search when it is asked.
+"""
+
+import jax
+
+from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.examples import Examples
+from opt_jax.objectives.masked import cross_entropy
+from opt_jax.tasks import input_sets
+from opt_jax.tasks.downstream import TEXT, Downstream
+
+
+class Writing(Downstream):
+    """Input sets without the text; scored as captions, or in 'speech_recognition' as transcripts."""
+
+    weights = {"text": 1.0}
+    target = ("text",)
+
+    def losses(self, params, batch, key, step, dropout):
+        del step
+        keys = jax.random.split(key) if dropout else (None, None)
+        memory, valid = self.encode(params, batch, keys[0])
+        words = batch["text_ids"][:, 1:]
+        asked = batch["keep"].any(1, keepdims=True) & batch["present"][:, TEXT, None]
+        memory_kv = self.apply(params, "text_memory", memory)
+        logits = self.apply(params, "text_logits", words, memory_kv, valid, key=keys[1])
+        weight = batch["text_valid"][:, 1:] & asked
+        return {"text": cross_entropy(logits, words, weight, self.config.label_smoothing)}
+
+    def evaluate(self, params, directory):
+        settings, source = self.config.evaluation, self.sources["test"]
+        rows, model = self.rows("test", settings.texts), self.model(params)
+        batches = self.batches("test", rows)
+        options = {"max_length": self.trained.config.evaluation.max_new_tokens, "beams": settings.beams}
+        texts = {}
+        for keep in self.sets:
+            keep = tuple(map(bool, keep))
+            name = input_sets.named(keep)
+            print(f"{self.config.task}: from {name.replace('_', ' and ')}", flush=True)
+            texts[name] = pretrained.write_texts(model, batches, keep, self.trained.tokenizer, **options)
+        places = self.loaders["test"].cache.source_row[rows]
+        triplets = [source.read(int(place), image=False, audio=False) for place in places]
+        examples = Examples(directory, source)
+        for number, place in enumerate(places[: settings.examples]):
+            written = {name: texts[name][number] for name in texts}
+            if self.config.task == "speech_recognition":
+                examples.transcript(int(place), written)
+            else:
+                shown = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
+                examples.caption(int(place), written, shown)
+        examples.write()
+        if self.config.task == "speech_recognition":
+            spoken = {"image_audio": "audio_image"}
+            transcripts = {spoken.get(name, name): written for name, written in texts.items()}
+            truths = [triplet.caption for triplet in triplets]
+            return pretrained.speech_recognition(transcripts, truths, settings.pools, {})
+        return pretrained.captioning(texts, [list(triplet.references) for triplet in triplets])

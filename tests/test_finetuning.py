@@ -1,0 +1,168 @@
+"""Fine-tuning from the smallest pre-training: every task trains, is measured, and goes on where it was."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_pipeline import smallest_config
+
+from opt_jax import ablation, finetuning, pipeline
+from opt_jax.configuration import ConfigError, load
+from opt_jax.tasks.input_sets import InputSetError
+from opt_jax.tasks.validation import validate
+from opt_jax.trained import WorkdirError, load_trained
+
+ROOT = Path(__file__).parents[1]
+FIGURES = {
+    "captioning": ["captioning/image/CIDEr", "captioning/image_audio/BLEU-4"],
+    "speech_recognition": ["speech_recognition/audio/WER", "speech_recognition/audio_image/CER"],
+    "classification": ["classification/T/mAP", "classification/T+I+A/mAP"],
+    "retrieval": ["retrieval_matching/image_to_text/R@1", "retrieval_alignment/text_audio_to_image/R@10"],
+    "text_to_image": ["text_to_image/code_accuracy", "audio_to_image/code_perplexity"],
+    "vqa": ["question_answering/T+I/accuracy", "question_answering/I+A/accuracy_written"],
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    config = smallest_config(workdir)
+    config.train.steps = 2
+    pipeline.run(config, workdir)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    return workdir
+
+
+def smallest_task(name, pretrained, workdir):
+    config = load(ROOT / "configs" / "finetune" / f"{name}.py")
+    config.pretrained, config.workdir = str(pretrained), str(workdir)
+    config.train.update(steps=2, batch_size=8, warmup_steps=1, log_every=1)
+    with config.unlocked():
+        config.train.mesh = dict(data=1, fsdp=1, tensor=1)
+    config.evaluation.update(batch_size=10, examples=2)
+    small = dict(texts=10, beams=2, pools=2, probe_train=20, pool_size=10, rerank_top=3, pictures=4, drawn=2)
+    config.evaluation.update({k: v for k, v in small.items() if k in config.evaluation})
+    if name == "vqa":
+        config.data.update(train=24, validation=10, test=20)
+    return config
+
+
+EVERY_DAY = "captioning"  # the others take half a minute each
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == EVERY_DAY else pytest.param(n, marks=pytest.mark.slow) for n in FIGURES]
+)
+def test_every_task_trains_is_measured_and_kept(name, pretrained, tmp_path, capsys):
+    config = smallest_task(name, pretrained, tmp_path)
+    validate(config)
+    results = finetuning.run(config, tmp_path)
+    for key in FIGURES[name]:
+        assert np.isfinite(results[key]), key
+        assert name == "vqa" or np.isfinite(results[f"before/{key}"])
+    page = (tmp_path / "report.html").read_text()
+    assert ("Before and after fine-tuning" in page) == (name != "vqa")
+    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in losses] == [1, 2] and np.isfinite([x["total"] for x in losses]).all()
+    capsys.readouterr()
+    again = finetuning.run(config, tmp_path)
+    told = capsys.readouterr().out
+    assert (
+        "before: up to date" in told and "evaluation: up to date" in told and "finetune: up to date" in told
+    )
+    assert again == results
+
+
+@pytest.mark.slow
+def test_noisy_speech_has_features_of_its_own(pretrained, tmp_path):
+    config = smallest_task("speech_recognition", pretrained, tmp_path)
+    config.data.kind = "noise"
+    assert np.isfinite(finetuning.run(config, tmp_path)["speech_recognition/audio/WER"])
+    clean, noisy = (pipeline.FeatureCache(d / "cache" / "test" / "features") for d in (pretrained, tmp_path))
+    np.testing.assert_array_equal(clean[3]["text_ids"], noisy[3]["text_ids"])
+    assert (clean[3]["audio_features"] != noisy[3]["audio_features"]).any()
+
+
+@pytest.mark.slow
+def test_the_ablation_leaves_out_a_family_at_a_time(pretrained, tmp_path, capsys):
+    config = load(ROOT / "configs" / "ablation.py")
+    config.pretrained, config.workdir, config.steps = str(pretrained), str(tmp_path), 2
+    config.evaluation.update(batch_size=10, pool_size=10, pools=2, validation_pools=1, probe_train=20)
+    with config.unlocked():
+        config.families = dict(MLM=("mlm",), MVM=("mvfr", "mrc"))
+    validate(config)
+    results = ablation.run(config, tmp_path)
+    assert list(results) == ["full", "MLM", "MVM"]
+    logged = json.loads((tmp_path / "MVM" / "metrics.jsonl").read_text().splitlines()[0])
+    assert "mlm" in logged and not {"mvfr", "mrc"} & set(logged)
+    assert "without MVM" in (tmp_path / "table.md").read_text()
+    capsys.readouterr()
+    assert ablation.run(config, tmp_path) == results
+    assert capsys.readouterr().out.count("evaluation: up to date") == 3
+
+
+def test_a_task_only_shows_what_its_data_have(pretrained):
+    trained = load_trained(pretrained)
+    sources = pipeline.make_sources(trained.config, pretrained)
+    config = smallest_task("captioning", pretrained, "unused")
+    loaders = {
+        split: finetuning.own_loader(
+            config, trained, pipeline.FeatureCache(pretrained / "cache" / split / "features"), whole=True
+        )
+        for split in ("train", "test")
+    }
+    config.inputs = ("T",)
+    with pytest.raises(InputSetError, match="the text is what captioning is to make"):
+        finetuning.TASKS["captioning"](config, trained, loaders, sources)
+    config.inputs = ("I",)
+    silent = loaders["test"].cache.presence.copy()
+    loaders["test"].cache.presence = silent & [True, False, True]
+    with pytest.raises(InputSetError, match="no row of the test split has text and image"):
+        finetuning.TASKS["captioning"](config, trained, loaders, sources)
+
+
+def test_what_is_shown_changes_what_is_lost(pretrained):
+    """The loss of a captioning row depends on the picture if and only if the picture is shown."""
+    trained = load_trained(pretrained)
+    sources = pipeline.make_sources(trained.config, pretrained)
+    config = smallest_task("captioning", pretrained, "unused")
+    caches = {s: pipeline.FeatureCache(pretrained / "cache" / s / "features") for s in ("train", "test")}
+    loaders = {s: finetuning.own_loader(config, trained, cache, whole=True) for s, cache in caches.items()}
+    batch = next(iter(loaders["train"].from_step(0)))
+    other = batch | {"region_features": batch["region_features"][::-1] * np.float16(0.5)}
+
+    def loss(inputs, batch):
+        config.inputs = inputs
+        task = finetuning.TASKS["captioning"](config, trained, loaders, sources)
+        prepared = task.prepare(jax.random.key(0), batch)
+        return float(
+            task.losses(trained.model.params, prepared, jax.random.key(1), 0, dropout=False)["text"][0]
+        )
+
+    assert loss(("A",), batch) == loss(("A",), other)
+    assert loss(("I",), batch) != loss(("I",), other)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(pretrained="nowhere"), "holds no pre-training"),
+        (dict(task="caption"), "config.task is 'caption'"),
+        (dict(label_smoothing=2.0), "config.label_smoothing is 2.0"),
+        (dict(dropout=1.0), "config.dropout"),
+    ],
+)
+def test_bad_configurations_are_told(pretrained, change, message):
+    config = smallest_task("captioning", pretrained, "unused")
+    config.update(change)
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_a_missing_step_is_told(pretrained, tmp_path):
+    config = smallest_task("captioning", pretrained, tmp_path)
+    config.pretrained_step = 7
+    with pytest.raises(WorkdirError, match="no checkpoint of step 7"):
+        finetuning.run(config, tmp_path)
