@@ -184,7 +184,8 @@ def make_caches(
     for split in SPLITS:
         directory = workdir / "cache" / split
         source = sources[split]
-        if split == "train" and config.data.copies:
+        # Words and ready regions alone would only be repeated.
+        if split == "train" and config.data.copies and {"image", "audio"} & set(source.modalities):
             source = Augmented(source, config.data.copies, config.seed)
         fingerprint = extraction.fingerprint(source)
 
@@ -205,9 +206,9 @@ def make_caches(
         whole = functools.partial(intact, directory / "features")
         run_stage(f"cache/{split}", directory, inputs, build, collective=False, intact=whole)
         caches[split] = cache = FeatureCache(directory / "features", fingerprint)
-        if set_aside := cache.manifest.num_quarantined:
+        if set_aside := len(sources[split]) - own_rows(cache, sources[split]):
             print(
-                f"cache/{split}: {set_aside} of {set_aside + len(cache)} rows could not be used; why is in"
+                f"cache/{split}: {set_aside} of {len(sources[split])} rows could not be used; why is in"
                 f" {directory / 'features' / QUARANTINE}",
                 flush=True,
             )
@@ -218,6 +219,11 @@ def make_caches(
                 flush=True,
             )
     return caches
+
+
+def own_rows(cache: FeatureCache, source: Source) -> int:
+    """How many rows of a source its cache has, copies not counted."""
+    return int((cache.source_row < len(source)).sum())
 
 
 def make_loader(
@@ -371,8 +377,9 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
             for key, value in metrics.items()
             if isinstance(value, int | float)
         }
-    results |= {f"triplets/{split}": len(cache) for split, cache in caches.items()}
-    results |= {f"set_aside/{split}": cache.manifest.num_quarantined for split, cache in caches.items()}
+    for split, cache in caches.items():
+        results[f"triplets/{split}"] = own = own_rows(cache, sources[split])
+        results[f"set_aside/{split}"] = len(sources[split]) - own
     results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     write_record(workdir / "results.json", results)
     # Again, now that no stage has refused it: the configuration that made what is there.

