@@ -40,7 +40,8 @@ class Encoders:
 
 # The small rates are those of the 9,000 rows of Spoken Scenes, 2.6 s each, in 113 s; the published ones of
 # `opt_jax.benchmark.encoders` (7.2 s a picture, 600 s of speech in 56 s) and 2.6 s a picture for the dVAE.
-# Copies of the training rows (`data.copies`) cost as much again, each. The published detector keeps 10 to 100 regions of a picture; 36 is what the variant `base` takes.
+# Each copy of the training rows (`data.copies`) costs as much again. The published detector keeps 10 to 100
+# regions of a picture; 36 is what the variant `base` takes.
 ENCODERS = (
     Encoders("small detector", 10, 128, 64, 128, 5.12, 0.006, 0.0002, 0.0025),
     Encoders("small, grid", 64, 9 * 128, 64, 128, 5.12, 0.0002, 0.0002, 0.0025),
