@@ -2,7 +2,7 @@
 
     python -m opt_jax.main --config=configs/ablation.py --config.pretrained=runs/tiny
 
-Six trainings of half the steps; a cell that is done is skipped, and an interrupted one goes on.
+Six trainings of about half the steps of `tiny`; a cell that is done is skipped, an interrupted one goes on.
 """
 
 from ml_collections import ConfigDict

@@ -10,9 +10,23 @@ from pathlib import Path
 
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.evaluation import pretrained
-from opt_jax.evaluation.run import EVALUATION_VERSION, complete_rows, evaluate_retrieval, longest
+from opt_jax.evaluation.run import (
+    EVALUATION_VERSION,
+    available_modalities,
+    complete_rows,
+    evaluate_retrieval,
+    longest,
+)
 from opt_jax.evaluation.scorers import Model
-from opt_jax.pipeline import SPLITS, make_loader, parameters_digest, pretrain, region_positions
+from opt_jax.pipeline import (
+    SPLITS,
+    make_loader,
+    make_sources,
+    parameters_digest,
+    pretrain,
+    region_positions,
+    training_weights,
+)
 from opt_jax.stages import run_stage, write_record
 from opt_jax.trained import load_trained
 
@@ -26,6 +40,7 @@ def run(config, workdir) -> dict:
     setup = load_trained(config.pretrained)
     caches = {split: FeatureCache(setup.directory / "cache" / split / "features") for split in SPLITS}
     encoders = {name: path for name, path in setup.encoders.items() if path}
+    weights = training_weights(setup.config, make_sources(setup.config, setup.directory)["train"])
     results = {}
     for cell, left_out in {FULL: (), **config.families}.items():
         directory = workdir / cell.replace(" ", "_")
@@ -37,7 +52,8 @@ def run(config, workdir) -> dict:
         for name in left_out:
             settings.objectives.weights[name] = 0.0
         print(f"ablation: {cell}", flush=True)
-        params, model, statistics = pretrain(settings, directory, caches, setup.tokenizer, encoders)
+        data = settings, directory, caches, setup.tokenizer, encoders
+        params, model, statistics = pretrain(*data, weights)
         loaders = {
             split: make_loader(settings, cache, region_positions(settings, caches), whole=True)
             for split, cache in caches.items()
@@ -52,6 +68,7 @@ def run(config, workdir) -> dict:
         }
         results[cell] = run_stage("evaluation", directory / "evaluation", inputs, build, collective=False)
         write_record(workdir / "results.json", results)
+    write_record(workdir / "config.json", config.to_dict())
     text = table(results)
     (workdir / "table.md").write_text(text + "\n")
     print(text, flush=True)
@@ -59,25 +76,32 @@ def run(config, workdir) -> dict:
 
 
 def evaluate(settings, model: Model, loaders, _: Path) -> dict:
-    """A linear probe of all three modalities, and retrieval by the scorers that need no decoder."""
+    """Retrieval, and where there are labels a linear probe of all modalities that the data have."""
 
     def say(what):
         print(f"ablation: {what}", flush=True)
 
     results, _, _ = evaluate_retrieval(settings, model, loaders, say)
-    rows = {split: complete_rows(loader.cache, pretrained.MODALITIES) for split, loader in loaders.items()}
+    if not loaders["test"].cache.class_names:
+        return results
+    available = available_modalities(loaders["test"].cache)
+    rows = {split: complete_rows(loader.cache, available) for split, loader in loaders.items()}
     rows["train"] = rows["train"][: settings.probe_train]
     lengths = longest(loaders, rows)
     batches = [
         list(loaders[split].evaluation_batches(rows[split], settings.batch_size, lengths)) for split in SPLITS
     ]
-    return results | pretrained.probe(model, *batches, sets=("T+I+A",))
+    letters = "+".join(
+        letter for letter, m in zip("TIA", pretrained.MODALITIES, strict=True) if m in available
+    )
+    return results | pretrained.probe(model, *batches, available, (letters,))
 
 
 def table(results: dict[str, dict]) -> str:
     """Markdown: a line for each cell, its figures by column; retrieval by each scorer."""
-    head = ["", "mAP T+I+A"]
-    keys = ["classification/T+I+A/mAP"]
+    keys = sorted({key for found in results.values() for key in found if key.startswith("classification/")})
+    keys = [key for key in keys if "chance" not in key]
+    head = ["", *(f"mAP {key.split('/')[1]}" for key in keys)]
     for scorer, prefix in SCORERS.items():
         for direction in pretrained.DIRECTIONS:
             key = f"{prefix}/{direction}/R@1"

@@ -143,7 +143,7 @@ def restore_parameters(directory: Path, step: int | None = None) -> tuple[int, A
     try:
         place, reader = directory / str(step) / "state", ocp.PyTreeCheckpointer()
         shapes = reader.metadata(place).item_metadata.tree["params"]
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         arguments = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=device), shapes)
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
         options = {"item": {"params": wanted}, "restore_args": {"params": arguments}, "partial_restore": True}

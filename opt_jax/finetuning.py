@@ -13,14 +13,27 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from opt_jax.cache.manifest import CacheError
 from opt_jax.cache.reader import FeatureCache
+from opt_jax.configuration import differences
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader
 from opt_jax.data.noise import Noisy
 from opt_jax.data.triplet import Source
 from opt_jax.evaluation.report import write_report
 from opt_jax.evaluation.run import EVALUATION_VERSION
-from opt_jax.pipeline import SPLITS, add_seconds, make_caches, make_loader, make_sources, parameters_digest
+from opt_jax.pipeline import (
+    SPLITS,
+    add_seconds,
+    cached_source,
+    make_caches,
+    make_loader,
+    make_sources,
+    own_rows,
+    parameters_digest,
+    too_few,
+    training_weights,
+)
 from opt_jax.stages import read_record, run_stage, write_record
 from opt_jax.tasks.classification import Classification
 from opt_jax.tasks.downstream import Downstream
@@ -64,13 +77,16 @@ def run(config, workdir) -> dict:
             name: value for name, value in config.to_dict().items() if name in task_settings(config)
         },
     }
+    if short := too_few(len(caches["train"]), None, config.train.batch_size):
+        raise CacheError(f"the train split has, of those that can be used, {short}")
+    identity["precision"] = config.precision
     judged = identity | {"evaluation": config.evaluation.to_dict(), "version": EVALUATION_VERSION}
     before = run_stage("before", workdir / "before", judged, task.before, collective=False)
     start, done = time.time(), (workdir / "checkpoints" / "finetune" / str(config.train.steps)).exists()
     try:
         params = train(
             task.task(),
-            own_loader(config, trained, caches["train"], whole=False),
+            own_loader(config, trained, caches["train"], whole=False, source=sources["train"]),
             config.train,
             workdir,
             name="finetune",
@@ -97,7 +113,7 @@ def run(config, workdir) -> dict:
     results["seconds/finetune"] = (read_record(workdir / SECONDS) or {"seconds": 0.0})["seconds"]
     for stage in ("before", "evaluation"):
         results[f"seconds/{stage}"] = json.loads((workdir / stage / "stage.json").read_text())["seconds"]
-    results |= {f"triplets/{split}": len(cache) for split, cache in caches.items()}
+    results |= {f"triplets/{split}": own_rows(cache, sources[split]) for split, cache in caches.items()}
     results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     write_record(workdir / "results.json", results)
     write_record(workdir / "config.json", config.to_dict())
@@ -112,7 +128,15 @@ def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source
     if config.data.kind == "pretraining":
         sources = make_sources(trained.config, trained.directory)
         features = {split: trained.directory / "cache" / split / "features" for split in SPLITS}
-        return sources, {split: FeatureCache(path) for split, path in features.items()}
+        caches = {split: FeatureCache(path) for split, path in features.items()}
+        for split, cache in caches.items():
+            found = cached_source(trained.config, split, sources[split]).fingerprint()
+            if changed := differences(cache.manifest.fingerprint["source"], found):
+                raise CacheError(
+                    f"the {split} split is not what {features[split]} was made of: {'; '.join(changed)};"
+                    " run the pre-training's command again"
+                )
+        return sources, caches
     if config.data.kind == "noise":
         clean = make_sources(trained.config, trained.directory)
         seeds = {split: 1000 * config.seed + number for number, split in enumerate(SPLITS)}
@@ -140,11 +164,16 @@ def make_questions(config, trained: Trained, directory: Path) -> dict[str, Sourc
     return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
 
 
-def own_loader(config, trained: Trained, cache: FeatureCache, *, whole: bool) -> Loader:
-    """The pre-training's loader, with this run's batch size and seed."""
+def own_loader(
+    config, trained: Trained, cache: FeatureCache, *, whole: bool, source: Source | None = None
+) -> Loader:
+    """The pre-training's loader, with this run's batch size and seed; `source` tells a mixture's weights."""
     settings = trained.config.copy_and_resolve_references()
+    weights = None if source is None else training_weights(settings, source)
     settings.train.batch_size, settings.seed = config.train.batch_size, config.seed
-    return make_loader(settings, cache, trained.regions, whole=whole)
+    if weights is not None:
+        weights = weights[cache.source_row]
+    return make_loader(settings, cache, trained.regions, weights=weights, whole=whole)
 
 
 def task_settings(config) -> set[str]:

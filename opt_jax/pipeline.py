@@ -24,7 +24,7 @@ from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.convert.uniter import for_standardised_regions
 from opt_jax.data import spoken_scenes
-from opt_jax.data.augmentation import Augmented
+from opt_jax.data.augmentation import Augmented, with_copies
 from opt_jax.data.loader import Loader, LoaderConfig
 from opt_jax.data.mixture import row_weights
 from opt_jax.data.sources import open_splits
@@ -58,9 +58,7 @@ def run(config, workdir) -> dict:
     encoders = make_encoders(config, workdir, sources)
     caches = make_caches(config, workdir, sources, tokenizer, encoders)
     available_modalities(caches["test"])  # refuses, before the long training, what cannot be evaluated
-    weights = row_weights(sources["train"])
-    if weights is not None:
-        weights = np.tile(weights, 1 + config.data.copies)
+    weights = training_weights(config, sources["train"])
     params, model, statistics = pretrain(config, workdir, caches, tokenizer, encoders, weights)
     return make_report(config, workdir, sources, caches, tokenizer, encoders, (model, params, statistics))
 
@@ -184,9 +182,7 @@ def make_caches(
     for split in SPLITS:
         directory = workdir / "cache" / split
         source = sources[split]
-        # Words and ready regions alone would only be repeated.
-        if split == "train" and config.data.copies and {"image", "audio"} & set(source.modalities):
-            source = Augmented(source, config.data.copies, config.seed)
+        source = cached_source(config, split, source)
         fingerprint = extraction.fingerprint(source)
 
         def build(path, split=split, source=source, fingerprint=fingerprint):
@@ -219,6 +215,18 @@ def make_caches(
                 flush=True,
             )
     return caches
+
+
+def cached_source(config, split: str, source: Source) -> Source:
+    """What the cache of a split is made of: in training with copies."""
+    return with_copies(source, config.data.copies, config.seed) if split == "train" else source
+
+
+def training_weights(config, source: Source) -> np.ndarray | None:
+    """Visits in an epoch, on average, of each row of `cached_source`, float32; None where each has one."""
+    weights = row_weights(source)
+    copied = cached_source(config, "train", source)
+    return weights[copied.origins] if weights is not None and isinstance(copied, Augmented) else weights
 
 
 def own_rows(cache: FeatureCache, source: Source) -> int:

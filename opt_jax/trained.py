@@ -104,6 +104,8 @@ def load_trained(workdir, step: int | None = None) -> Trained:
     if not path.is_file():
         raise WorkdirError(f"{workdir} holds no {path.name}; name the --workdir of a training")
     config = ConfigDict(json.loads(path.read_text()))
+    if "encoders" not in config:
+        raise WorkdirError(f"{workdir} is that of a {config.get('task')}, not of a pre-training")
     cache = FeatureCache(workdir / "cache" / "train" / "features")
     used = cache.manifest.fingerprint["extractor"]
     encoders = {name: _encoder(config, workdir, name, used[name]) for name in ENCODERS}
@@ -118,7 +120,9 @@ def load_trained(workdir, step: int | None = None) -> Trained:
     dvae, dvae_config = load_frozen(encoders["dvae"]) if encoders["dvae"] else (None, {"vocab_size": 1})
     model, statistics = build_model(config, cache, tokenizer, dvae_config["vocab_size"])
     try:
-        step, params = restore_parameters(workdir / "checkpoints" / "pretrain", step)
+        best = workdir / "checkpoints" / "pretrain_best"  # which early stopping keeps
+        kept = best if step is None and best.is_dir() else best.with_name("pretrain")
+        step, params = restore_parameters(kept, step)
     except FileNotFoundError as error:
         raise WorkdirError(str(error)) from error
     return Trained(

@@ -9,6 +9,7 @@ import pytest
 from test_pipeline import smallest_config
 
 from opt_jax import ablation, finetuning, pipeline
+from opt_jax.cache import CacheError
 from opt_jax.configuration import ConfigError, load
 from opt_jax.tasks.input_sets import InputSetError
 from opt_jax.tasks.validation import validate
@@ -152,6 +153,7 @@ def test_what_is_shown_changes_what_is_lost(pretrained):
         (dict(task="caption"), "config.task is 'caption'"),
         (dict(label_smoothing=2.0), "config.label_smoothing is 2.0"),
         (dict(dropout=1.0), "config.dropout"),
+        (dict(task="vqa"), "config.data.kind is 'pretraining'"),
     ],
 )
 def test_bad_configurations_are_told(pretrained, change, message):
@@ -159,6 +161,28 @@ def test_bad_configurations_are_told(pretrained, change, message):
     config.update(change)
     with pytest.raises(ConfigError, match=message):
         validate(config)
+
+
+def test_data_that_are_not_the_cache_s_any_more_are_refused(pretrained, tmp_path, monkeypatch):
+    found = pipeline.make_sources(load_trained(pretrained).config, pretrained)["test"].fingerprint()
+    changed = property(lambda self: lambda: found | {"count": 21})
+    monkeypatch.setattr("opt_jax.data.spoken_scenes.SpokenScenes.fingerprint", changed)
+    with pytest.raises(CacheError, match="count: "):
+        finetuning.run(smallest_task("captioning", pretrained, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("inputs", [("I",), ("I", "I+A")])
+def test_there_is_no_transcript_without_speech(pretrained, tmp_path, inputs):
+    config = smallest_task("speech_recognition", pretrained, tmp_path)
+    config.inputs = inputs
+    with pytest.raises(InputSetError, match="without A"):
+        finetuning.run(config, tmp_path)
+
+
+def test_a_fine_tuning_is_no_pretraining(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": "captioning"}')
+    with pytest.raises(WorkdirError, match="that of a captioning"):
+        load_trained(tmp_path)
 
 
 def test_a_missing_step_is_told(pretrained, tmp_path):

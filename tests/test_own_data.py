@@ -60,11 +60,11 @@ def test_gaps_and_broken_files_cost_their_rows_only(tmp_path, capsys):
         write_split(data, split, count)
     results = pipeline.run(config_of(data, workdir), workdir)
     assert results["triplets/train"] == 32 and results["set_aside/train"] == 1
-    assert len(FeatureCache(workdir / "cache/train/features")) == 64  # each with its copy
+    assert len(FeatureCache(workdir / "cache/train/features")) == 32 + 28  # 4 have no caption, and no copy
     lines = (workdir / "cache/train/features/quarantine.jsonl").read_text().splitlines()
     line, copy = map(json.loads, lines)
     assert (line["id"], line["source"], line["row"]) == ("broken", "manifest", 32)
-    assert (copy["id"], copy["source"], copy["row"]) == ("broken", "manifest", 65)
+    assert (copy["id"], copy["source"], copy["row"]) == ("broken", "manifest", 33 + 28)
     assert "image file is empty" in line["reason"]
     # Of 16 test rows 6 lack something; the others are one pool.
     assert results["retrieval/pool"] == 10

@@ -20,7 +20,7 @@ from opt_jax.cache.builder import build_cache
 from opt_jax.cache.extraction import Extraction
 from opt_jax.cache.manifest import QUARANTINE, CacheError, Manifest
 from opt_jax.cache.verify import verify
-from opt_jax.data.augmentation import Augmented
+from opt_jax.data.augmentation import with_copies
 from opt_jax.data.decoding import SAMPLE_RATE, SHORTEST
 from opt_jax.data.sources import open_splits
 from opt_jax.encoders.tokenizer import load_tokenizer
@@ -42,7 +42,7 @@ def parse(arguments=None) -> tuple[argparse.Namespace, list[str] | None]:
     add("--out", required=True, type=Path, help="directory of the cache, one for each split")
     add("--detector", type=Path, help="directory of a frozen encoder; without it, regions are a grid's cells")
     add("--grid_window", type=int, default=3, help="side of the square of cells that make a region, odd")
-    add("--copies", type=int, default=0, help="of each row, with pictures and speech changed a little")
+    add("--copies", type=int, default=0, help="of rows with a caption, picture and speech changed a little")
     add("--seed", type=int, default=0, help="of the copies")
     add("--wav2vec2", type=Path, help="directory of a frozen encoder; without it no row may have sound")
     add("--dvae", type=Path, help="directory of a frozen encoder; without it no row may have pixels")
@@ -81,7 +81,7 @@ def run(flags: argparse.Namespace, beam: list[str] | None) -> Manifest:
     options = (words, flags.max_seconds, flags.dtype, flags.ready, flags.grid_window)
     extraction = Extraction(*paths, *options)
     source = open_splits(flags.source, [flags.split])[flags.split]  # its classes are those of training
-    source = Augmented(source, flags.copies, flags.seed) if flags.copies else source
+    source = with_copies(source, flags.copies, flags.seed)
     for part, flag in (("audio", "wav2vec2"), ("image", "dvae")):
         if part in source.modalities and not vars(flags)[flag]:  # each would be set aside, one by one
             raise CacheError(

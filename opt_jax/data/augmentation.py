@@ -14,25 +14,39 @@ from scipy.signal import resample_poly
 from opt_jax.data.noise import mixed
 from opt_jax.data.triplet import Source, Triplet
 
-AUGMENTATION_VERSION = 1  # to be raised with every change of what is drawn
+AUGMENTATION_VERSION = 2  # to be raised with every change of what is drawn
 SCALE, DEGREES, SHIFT = (0.88, 1.12), 6.0, (0.04, 0.08)  # the shift in widths and in heights
 SPEEDS = (0.9, 0.95, 1.05, 1.1)
+MAX_PIXELS = 1 << 26  # with its margins: 0.2 GB
 DECIBELS = (10.0, 30.0)  # of speech over noise
 
 
+def with_copies(source: Source, copies: int, seed: int) -> Source:
+    """The source with changed copies of its rows, or itself where there would be nothing to change."""
+    if not copies or not {"image", "audio"} & set(source.modalities):
+        return source
+    return Augmented(source, copies, seed)
+
+
 class Augmented:
-    """A source with `copies` changed copies of each row after its own rows; row i is of the source's i % N.
+    """A source with `copies` changed copies of each row that has a caption, after its own rows.
 
     What is drawn for a row depends on (seed, row) alone. Captions and labels stay. Boxes are left out, and
-    regions that came ready, without pixels, stay as they are.
+    regions that came ready, without pixels, stay as they are. Equal captions tell the training that a picture
+    and the recording of another copy belong together; without one they would count as strangers, so those
+    rows have no copies.
+
+    Attributes: origins int [rows], the source's row that each comes from.
     """
 
     def __init__(self, source: Source, copies: int, seed: int):
         self.source, self.copies, self.seed = source, copies, seed
         self.class_names, self.modalities = source.class_names, source.modalities
+        captioned = np.asarray(source.rows_with("text"), np.int64)
+        self.origins = np.concatenate([np.arange(len(source)), *[captioned] * copies])
 
     def __len__(self) -> int:
-        return len(self.source) * (1 + self.copies)
+        return len(self.origins)
 
     def __getitem__(self, index: int) -> Triplet:
         return self.read(index)
@@ -40,9 +54,10 @@ class Augmented:
     def read(self, index: int, image: bool = True, audio: bool = True) -> Triplet:
         """See `Source.read`."""
         triplet = self.source.read(self._row(index), image=image, audio=audio)
-        copy = index // len(self.source)
-        if not copy:
+        own = len(self.source)
+        if index < own:
             return triplet
+        copy = 1 + (index - own) * self.copies // (len(self) - own)
         rng = np.random.default_rng([self.seed, index])
         drawn = rng.random(4)  # before anything else, so that the picture's do not depend on the sound
         changed = {"id": f"{triplet.id}~{copy}", "boxes": None, "classes": None, "named": ()}
@@ -58,8 +73,7 @@ class Augmented:
 
     def rows_with(self, *parts: str) -> np.ndarray:
         """See `Source.rows_with`."""
-        starts = np.arange(1 + self.copies)[:, None] * len(self.source)
-        return (starts + self.source.rows_with(*parts)).reshape(-1)
+        return np.flatnonzero(np.isin(self.origins, self.source.rows_with(*parts)))
 
     def origin(self, index: int) -> str:
         """See `Source.origin`."""
@@ -73,19 +87,21 @@ class Augmented:
     def _row(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index}: there are {len(self)}")
-        return index % len(self.source)
+        return int(self.origins[index])
 
 
 def moved(image: np.ndarray, scale: float, angle: float, x: float, y: float) -> np.ndarray:
     """A picture uint8 [h, w, 3] scaled, turned and shifted; its edges go on beyond it.
 
-    All four are draws in [0, 1), 0.5 changes nothing.
+    All four are draws in [0, 1), 0.5 changes nothing. A very large picture stays as it is.
     """
     height, width = image.shape[:2]
     factor = SCALE[0] + (SCALE[1] - SCALE[0]) * scale
     turn = np.deg2rad(DEGREES * (2 * angle - 1))
     dx, dy = SHIFT[0] * width * (2 * x - 1), SHIFT[1] * height * (2 * y - 1)
     margin = (max(height, width) + 3) // 4  # more than scale, turn and shift can reach together
+    if (height + 2 * margin) * (width + 2 * margin) > MAX_PIXELS:
+        return image
     padded = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
     cos, sin = np.cos(turn) / factor, np.sin(turn) / factor
     centre_x, centre_y = margin + width / 2, margin + height / 2

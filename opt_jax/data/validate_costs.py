@@ -34,7 +34,8 @@ class Encoders:
         """One sentence."""
         return (
             f"{self.regions} regions x {self.region_size} and {self.codes} codes a picture,"
-            f" {FRAMES} frames x {self.frame_size} a second of speech up to {self.cut:g} s"
+            f" {FRAMES} frames x {self.frame_size} a second of speech up to {self.cut:g} s;"
+            " as much again for each copy (config.data.copies)"
         )
 
 

@@ -57,9 +57,11 @@ class Examples:
         self.content["captions"].append(shown | {"references": references} | written)
 
     def transcript(self, row: int, texts: dict[str, str]) -> None:
-        """The transcripts from 'audio' and, where there is one, 'image_audio' beside the truth."""
+        """The transcripts from 'audio' and 'image_audio', those there are, beside the truth."""
         shown = self.show(row, ("text", "audio"))
-        entry = {"audio": shown["audio"], "truth": shown["text"], "from_audio": texts["audio"]}
+        entry = {"audio": shown["audio"], "truth": shown["text"]}
+        if "audio" in texts:
+            entry["from_audio"] = texts["audio"]
         if "image_audio" in texts:
             entry["from_audio_image"] = texts["image_audio"]
         self.content["transcripts"].append(entry)

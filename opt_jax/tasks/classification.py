@@ -32,7 +32,7 @@ class Classification(Downstream):
     def __init__(self, config, trained, loaders, sources):
         super().__init__(config, trained, loaders, sources)
         for split in ("train", "test"):
-            if not loaders[split].cache.class_names:
+            if not loaders[split].cache.class_names or not len(self.labelled(split, 1)):
                 raise input_sets.InputSetError(f"the {split} split has no labels, which {config.task} needs")
 
     def init(self, key, batch):
@@ -60,7 +60,8 @@ class Classification(Downstream):
     def class_loss(self, params, memory, valid, batch) -> tuple[jax.Array, jax.Array]:
         """(sum, count) over rows of the binary cross-entropy, summed over the classes."""
         logits = self.logits(params, memory, valid, lengths_of(batch))
-        asked = batch["keep"].any(1).astype(jnp.float32)
+        # A row without any label is one that nobody labelled.
+        asked = (batch["keep"].any(1) & batch["labels"].any(1)).astype(jnp.float32)
         # softplus(x) - x * t is the cross-entropy of sigmoid(x) against t.
         each = (jax.nn.softplus(logits) - logits * batch["labels"]).sum(1)
         return (each * asked).sum(), asked.sum()
@@ -70,13 +71,13 @@ class Classification(Downstream):
         del directory
         shown = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
         limits = {"train": self.config.evaluation.probe_train, "validation": None, "test": None}
-        batches = [self.batches(split, self.rows(split, limit)) for split, limit in limits.items()]
+        batches = [self.batches(split, self.labelled(split, limit)) for split, limit in limits.items()]
         sets = [input_sets.lettered(keep) for keep in self.sets]
-        return pretrained.probe(self.trained.model, *batches, shown, sets)
+        return pretrained.probe(self.model(self.trained.model.params), *batches, shown, sets)
 
     def evaluate(self, params, directory):
         del directory
-        rows = self.rows("test", None)
+        rows = self.labelled("test", None)
         batches = self.batches("test", rows)
         labels = np.concatenate([batch["labels"][batch["row_valid"]] for batch in batches])
         results = {"classification/chance/mAP": chance_mean_average_precision(labels)}
@@ -85,6 +86,17 @@ class Classification(Downstream):
             figures = mean_average_precision(scores, labels)
             results[f"classification/{input_sets.lettered(keep)}/mAP"] = figures["mAP"]
         return results
+
+    def labelled(self, split: str, limit: int | None) -> np.ndarray:
+        """The first rows of a split's cache, `limit` at most, that have a label and all that is shown."""
+        rows, cache = self.rows(split, None), self.loaders[split].cache
+        found = []
+        for row in rows:
+            if len(found) == limit:
+                break
+            if len(cache[int(row)]["labels"]):
+                found.append(row)
+        return np.array(found, np.int64)
 
     def answers(self, params, batches, keep: np.ndarray) -> list[np.ndarray]:
         """What `answer` gives for the real rows [n, ...] of some batches, shown `keep` [3]."""

@@ -52,8 +52,10 @@ class Downstream:
                 )
         for split in ("train", "test"):
             wanted = self.sets | np.isin(input_sets.NAMES, self.target)
-            input_sets.demand(wanted, loaders[split].cache.presence, split)
-        settings = trained.config.model.to_dict() | {"dropout": config.dropout}
+            # One by one for training; figures of several sets are of the same rows, which have them all.
+            together = wanted.any(0, keepdims=True)
+            input_sets.demand(np.concatenate([wanted, together]), loaders[split].cache.presence, split)
+        settings = trained.config.model.to_dict() | {"dropout": config.dropout, "dtype": config.precision}
         self.network = OPT(settings, trained.model.model.sizes)
 
     # --- training ------------------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class Downstream:
 
     def model(self, params) -> Model:
         """The model with these parameters, to be asked."""
-        return Model(self.trained.model.model, params, self.trained.model.statistics)
+        return Model(self.network, params, self.trained.model.statistics)
 
     def rows(self, split: str, limit: int) -> np.ndarray:
         """The first rows of a split's cache, `limit` at most, that have all that is shown and made."""

@@ -79,18 +79,18 @@ class Drawing(Downstream):
         ]
         if settings.drawn == 1:
             return tries[0]
-        scores = np.stack([self.matches(model, codes, triplets, keep) for codes in tries])
+        scores = np.stack([self.matches(codes, triplets, keep) for codes in tries])
         return np.stack(tries)[scores.argmax(0), np.arange(len(triplets))]
 
-    def matches(self, model, codes, triplets: list[Triplet], keep) -> np.ndarray:
+    def matches(self, codes, triplets: list[Triplet], keep) -> np.ndarray:
         """How well [B] each row's picture of codes [B, G] goes with its text, or its speech where no text is
-        shown, by the matching head."""
+        shown, by the matching head of the pre-trained model: fine-tuning teaches this one's to draw only."""
         pictures = dvae.decode(self.trained.dvae, codes)
         shown = [dataclasses.replace(t, image=p) for t, p in zip(triplets, pictures, strict=True)]
         batch = self.trained.batch(shown)
         query = "text" if keep[0] else "audio"
         own = np.arange(len(codes))[:, None]
-        return model.matching(batch, (query,), "image", own)[:, 0]
+        return self.trained.model.matching(batch, (query,), "image", own)[:, 0]
 
 
 def perplexity(codes: np.ndarray) -> float:

@@ -65,10 +65,10 @@ class QuestionAnswering(Classification):
         return {}
 
     def evaluate(self, params, directory):
-        """VQA accuracy, and that of always giving the most frequent answer of the training set."""
+        """VQA accuracy, and that of always giving the answer most frequent in training."""
         del directory
         cache = self.loaders["test"].cache
-        rows = self.rows("test", None)
+        rows = self.labelled("test", None)
         batches = self.batches("test", rows)
         truths = [[self.answers_known[cache[int(row)]["labels"][0]]] * PEOPLE for row in rows]
         constant = vqa_accuracy([self.most_frequent()] * len(rows), truths)
@@ -83,8 +83,8 @@ class QuestionAnswering(Classification):
         return results
 
     def most_frequent(self) -> str:
-        """The answer that the training set has most often."""
+        """The answer that the first rows of the training set have most often."""
         counts = np.zeros(len(self.answers_known))
-        for batch in self.batches("train", self.rows("train", 2000)):
+        for batch in self.batches("train", self.labelled("train", 2000)):
             counts += batch["labels"].sum(0)
         return self.answers_known[int(counts.argmax())]

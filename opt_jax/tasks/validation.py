@@ -10,7 +10,7 @@ from opt_jax.configuration import ConfigError, nearest
 
 TASKS = ("captioning", "classification", "retrieval", "speech_recognition", "text_to_image", "vqa")
 OBJECTIVES = ("mlm", "mvfr", "mrc", "mafr", "macl", "dtr", "dir", "matching", "contrastive")
-DATA = ("pretraining", "noise", "questions")
+DATA = {"speech_recognition": ("pretraining", "noise"), "vqa": ("questions",)}  # others: as pre-trained on
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -46,7 +46,7 @@ def _ablation(config) -> Iterator[str]:
 def _finetuning(config) -> Iterator[str]:
     yield from one_of(config, "task", TASKS)
     yield from one_of(config, "precision", PRECISIONS)
-    yield from one_of(config, "data.kind", DATA)
+    yield from one_of(config, "data.kind", DATA.get(config.task, ("pretraining",)))
     counts = [field for field in ("train", "validation", "test") if field in config.data]
     yield from positive(config, *(f"data.{field}" for field in counts))
     yield from not_negative(config, "seed", "pretrained_step")

@@ -9,7 +9,7 @@ from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.examples import Examples
 from opt_jax.objectives.masked import cross_entropy
 from opt_jax.tasks import input_sets
-from opt_jax.tasks.downstream import TEXT, Downstream
+from opt_jax.tasks.downstream import AUDIO, TEXT, Downstream
 
 
 class Writing(Downstream):
@@ -17,6 +17,13 @@ class Writing(Downstream):
 
     weights = {"text": 1.0}
     target = ("text",)
+
+    def __init__(self, config, trained, loaders, sources):
+        super().__init__(config, trained, loaders, sources)
+        if config.task == "speech_recognition" and not self.sets[:, AUDIO].all():
+            raise input_sets.InputSetError(
+                f"config.inputs {tuple(config.inputs)}: there is no speech recognition without A"
+            )
 
     def losses(self, params, batch, key, step, dropout):
         del step
@@ -55,5 +62,7 @@ class Writing(Downstream):
             spoken = {"image_audio": "audio_image"}
             transcripts = {spoken.get(name, name): written for name, written in texts.items()}
             truths = [triplet.caption for triplet in triplets]
-            return pretrained.speech_recognition(transcripts, truths, settings.pools, {})
+            caches = [self.loaders[split].cache for split in ("test", "train")]
+            parts = pretrained.seen_and_unseen(caches[0].caption_keys[rows], caches[1].caption_keys)
+            return pretrained.speech_recognition(transcripts, truths, settings.pools, parts)
         return pretrained.captioning(texts, [list(triplet.references) for triplet in triplets])

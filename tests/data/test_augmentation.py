@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from opt_jax.data.augmentation import SPEEDS, Augmented, moved
+from opt_jax.data.augmentation import SPEEDS, Augmented, moved, with_copies
 from opt_jax.data.triplet import Regions, Triplet
 
 
@@ -53,6 +53,7 @@ def test_own_rows_come_first_and_copies_keep_what_is_said():
     assert [source.caption(i) for i in range(9)] == [source[i].caption for i in range(9)]
     assert source[6].labels == (1,) and source[6].boxes is None and source[6].named == ()
     np.testing.assert_array_equal(source.rows_with("audio"), [0, 3, 6])
+    np.testing.assert_array_equal(source.origins, [0, 1, 2] * 3)
     assert source[4].image is None and source[4].audio is None
     assert source[5].image is source[2].image  # what a detector saw of it would not be moved
     with pytest.raises(IndexError):
@@ -103,3 +104,25 @@ def test_speech_is_faster_or_slower_with_faint_noise():
     assert {min(SPEEDS, key=lambda s, v=v: abs(s - v)) for v in speeds} == set(SPEEDS)
     np.testing.assert_allclose([min(abs(s - v) for s in SPEEDS) for v in speeds], 0, atol=1e-3)
     assert 9 < min(ratios) < 15 and 25 < max(ratios) < 31
+
+
+def test_rows_without_a_caption_have_no_copies():
+    rows = Rows()
+    rows.rows[1] = Triplet("y", image=rows.rows[0].image, audio=tone())
+    rows.rows_with = lambda *parts: np.array([0, 2]) if parts == ("text",) else np.arange(3)
+    source = Augmented(rows, 2, seed=0)
+    assert [source[i].id for i in range(len(source))] == ["x", "y", "z", "x~1", "z~1", "x~2", "z~2"]
+    np.testing.assert_array_equal(source.origins, [0, 1, 2, 0, 2, 0, 2])
+
+
+def test_what_cannot_be_changed_is_not_copied():
+    rows = Rows()
+    assert with_copies(rows, 0, 0) is rows
+    assert isinstance(with_copies(rows, 1, 0), Augmented)
+    rows.modalities = ("text", "regions")
+    assert with_copies(rows, 1, 0) is rows
+
+
+def test_a_strip_that_would_need_gigabytes_stays_as_it_is():
+    strip = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (100, 30_000, 3))
+    assert moved(strip, 0.1, 0.1, 0.1, 0.1) is strip

@@ -72,7 +72,9 @@ def _relation(rng, scene):
     if true is None:
         return None
     yes = rng.random() < 0.5
-    others = [name for name in _RELATIONS if name != true]
+    # What is plainly false: of a circle that is left of a square, and a little higher, not "above".
+    signs = {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
+    others = [name for name in _RELATIONS if not signs[name]]
     said = true if yes else _one(rng, others)
     return f"is the {a.shape} {_RELATIONS[said]} the {b.shape}", "yes" if yes else "no"
 
