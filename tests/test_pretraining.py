@@ -195,7 +195,8 @@ def test_reconstruction_sees_nothing_of_what_is_dropped(num_alignment_layers):
                     spread = chosen.reshape((B,) + (1,) * (raw[field].ndim - 1))
                     spoiled[field] = np.where(spread, other[field], raw[field])
         out = jax.device_get(prepare(spoiled))
-        return out | {field: batch[field] for field in ("text_targets", "text_length", "image_codes")}
+        asked = ("text_targets", "text_history", "text_length", "image_codes")
+        return out | {field: batch[field] for field in asked}
 
     before = losses_of(batch, **options)
     assert_same_losses(before, losses_of(replaced(dropped), **options), ("dtr", "dir"))
