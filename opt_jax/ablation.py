@@ -9,6 +9,7 @@ import functools
 from pathlib import Path
 
 from opt_jax.cache.reader import FeatureCache
+from opt_jax.checkpoints import parameters_digest
 from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.run import (
     EVALUATION_VERSION,
@@ -22,7 +23,6 @@ from opt_jax.pipeline import (
     SPLITS,
     make_loader,
     make_sources,
-    parameters_digest,
     pretrain,
     region_positions,
     training_weights,

@@ -4,6 +4,7 @@ Orbax does not notice a flipped bit. So each checkpoint carries one hash per lea
 that hold it before it is written, and compared after it is read.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from opt_jax.configuration import differences
@@ -162,3 +164,11 @@ def restore_parameters(directory: Path, step: int | None = None) -> tuple[int, A
 def abstract_state(shapes: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs with shardings, as `Checkpoints.restore` wants them."""
     return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
+
+
+def parameters_digest(params) -> str:
+    """SHA-256 over all parameters, in the order of the tree."""
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()

@@ -6,8 +6,8 @@ where it can do the task), workdir/checkpoints/finetune,
 workdir/evaluation -> workdir/results.json, workdir/report.html
 """
 
+import contextlib
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from opt_jax.cache.manifest import CacheError
 from opt_jax.cache.reader import FeatureCache
+from opt_jax.checkpoints import parameters_digest
 from opt_jax.configuration import differences
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader
@@ -24,17 +25,15 @@ from opt_jax.evaluation.report import write_report
 from opt_jax.evaluation.run import EVALUATION_VERSION
 from opt_jax.pipeline import (
     SPLITS,
-    add_seconds,
     cached_source,
     make_caches,
     make_loader,
     make_sources,
     own_rows,
-    parameters_digest,
     too_few,
     training_weights,
 )
-from opt_jax.stages import read_record, run_stage, write_record
+from opt_jax.stages import adding_seconds, read_record, run_stage, write_record
 from opt_jax.tasks.classification import Classification
 from opt_jax.tasks.downstream import Downstream
 from opt_jax.tasks.drawing import Drawing
@@ -71,6 +70,7 @@ def run(config, workdir) -> dict:
     identity = {
         "task": config.task,
         "inputs": list(config.inputs),
+        "precision": config.precision,
         "parameters": parameters_digest(trained.model.params),
         "caches": {split: cache.manifest.digest for split, cache in caches.items()},
         "settings": {
@@ -79,11 +79,12 @@ def run(config, workdir) -> dict:
     }
     if short := too_few(len(caches["train"]), None, config.train.batch_size):
         raise CacheError(f"the train split has, of those that can be used, {short}")
-    identity["precision"] = config.precision
     judged = identity | {"evaluation": config.evaluation.to_dict(), "version": EVALUATION_VERSION}
     before = run_stage("before", workdir / "before", judged, task.before, collective=False)
-    start, done = time.time(), (workdir / "checkpoints" / "finetune" / str(config.train.steps)).exists()
-    try:
+    checkpoints = workdir / "checkpoints" / "finetune"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    done = (checkpoints / str(config.train.steps)).exists()
+    with contextlib.nullcontext() if done else adding_seconds(workdir / SECONDS):
         params = train(
             task.task(),
             own_loader(config, trained, caches["train"], whole=False, source=sources["train"]),
@@ -94,9 +95,6 @@ def run(config, workdir) -> dict:
             fingerprint=identity,
             initial_params=task.initial(),
         )
-    finally:
-        if not done and jax.process_index() == 0:
-            add_seconds(workdir / SECONDS, time.time() - start)
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     judged |= {"parameters": parameters_digest(params)}

@@ -6,10 +6,10 @@ workdir/data -> workdir/encoders/{tokenizer,detector,wav2vec2,dvae} -> workdir/c
 -> workdir/evaluation, workdir/results.json, workdir/report.html
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from opt_jax.cache.builder import build_cache, intact
 from opt_jax.cache.extraction import Extraction
 from opt_jax.cache.manifest import QUARANTINE, CacheError
 from opt_jax.cache.reader import FeatureCache
+from opt_jax.checkpoints import parameters_digest
 from opt_jax.convert.uniter import for_standardised_regions
 from opt_jax.data import spoken_scenes
 from opt_jax.data.augmentation import Augmented, with_copies
@@ -43,7 +44,7 @@ from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
 from opt_jax.pretraining import corruption_settings, pretraining_task
-from opt_jax.stages import read_record, run_stage, write_record
+from opt_jax.stages import adding_seconds, read_record, run_stage, write_record
 from opt_jax.train import train
 
 SPLITS = ("train", "validation", "test")
@@ -226,7 +227,7 @@ def training_weights(config, source: Source) -> np.ndarray | None:
     """Visits in an epoch, on average, of each row of `cached_source`, float32; None where each has one."""
     weights = row_weights(source)
     copied = cached_source(config, "train", source)
-    return weights[copied.origins] if weights is not None and isinstance(copied, Augmented) else weights
+    return weights[copied.rows] if weights is not None and isinstance(copied, Augmented) else weights
 
 
 def own_rows(cache: FeatureCache, source: Source) -> int:
@@ -328,8 +329,7 @@ def pretrain(
     checkpoints = workdir / "checkpoints" / "pretrain"
     checkpoints.mkdir(parents=True, exist_ok=True)
     done = (checkpoints / str(config.train.steps)).exists()
-    start = time.time()
-    try:
+    with contextlib.nullcontext() if done else adding_seconds(workdir / SECONDS):
         params = train(
             task,
             loader,
@@ -341,9 +341,6 @@ def pretrain(
             initial_params=initial,
             validation=validation,
         )
-    finally:
-        if not done and jax.process_index() == 0:
-            add_seconds(workdir / SECONDS, time.time() - start)
     return params, model, statistics
 
 
@@ -394,20 +391,6 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
     write_record(workdir / "config.json", config.to_dict())
     print(f"report: {write_report(workdir)}", flush=True)
     return results
-
-
-def parameters_digest(params) -> str:
-    """SHA-256 over all parameters, in the order of the tree."""
-    total = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        total.update(np.ascontiguousarray(leaf).tobytes())
-    return total.hexdigest()
-
-
-def add_seconds(path: Path, seconds: float) -> None:
-    """Adds to the seconds noted in a file, so that an interrupted stage's parts add up."""
-    before = read_record(path) or {"seconds": 0.0}
-    write_record(path, {"seconds": before["seconds"] + seconds})
 
 
 def without(mapping: dict, *names: str) -> dict:

@@ -1,5 +1,6 @@
 """Stages: directories that say what made them, skipped when they are there and made by the same inputs."""
 
+import contextlib
 import json
 import os
 import time
@@ -100,6 +101,18 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     aside = path.with_name(path.name + ".partial")
     aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def adding_seconds(path: Path):
+    """Adds the time of the block to that noted in a file, so that an interrupted stage's parts add up."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        if jax.process_index() == 0:
+            before = read_record(path) or {"seconds": 0.0}
+            write_record(path, {"seconds": before["seconds"] + time.monotonic() - start})
 
 
 def _describe(name: str, directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from opt_jax.configuration import load
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     """The configuration, for a pre-training of this variant."""
-    config = load(Path(__file__).with_name("base.py"), variant)
+    config = load(Path(__file__).with_name("defaults.py"), variant)
     config.task = "speech_recognition"
     config.workdir = f"runs/{variant}_speech_recognition"
     # 'noise': the same recordings with white noise, the speech so many decibels louder; cached anew.

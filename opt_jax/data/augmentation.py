@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.signal import resample_poly
 
+from opt_jax.data.mixture import Part
 from opt_jax.data.noise import mixed
 from opt_jax.data.triplet import Source, Triplet
 
@@ -28,32 +29,24 @@ def with_copies(source: Source, copies: int, seed: int) -> Source:
     return Augmented(source, copies, seed)
 
 
-class Augmented:
+class Augmented(Part):
     """A source with `copies` changed copies of each row that has a caption, after its own rows.
 
     What is drawn for a row depends on (seed, row) alone. Captions and labels stay. Boxes are left out, and
     regions that came ready, without pixels, stay as they are. Equal captions tell the training that a picture
     and the recording of another copy belong together; without one they would count as strangers, so those
     rows have no copies.
-
-    Attributes: origins int [rows], the source's row that each comes from.
     """
 
     def __init__(self, source: Source, copies: int, seed: int):
-        self.source, self.copies, self.seed = source, copies, seed
-        self.class_names, self.modalities = source.class_names, source.modalities
         captioned = np.asarray(source.rows_with("text"), np.int64)
-        self.origins = np.concatenate([np.arange(len(source)), *[captioned] * copies])
-
-    def __len__(self) -> int:
-        return len(self.origins)
-
-    def __getitem__(self, index: int) -> Triplet:
-        return self.read(index)
+        rows = np.concatenate([np.arange(len(source)), *[captioned] * copies])
+        super().__init__(source, rows, "rows and their copies")
+        self.copies, self.seed = copies, seed
 
     def read(self, index: int, image: bool = True, audio: bool = True) -> Triplet:
         """See `Source.read`."""
-        triplet = self.source.read(self._row(index), image=image, audio=audio)
+        triplet = super().read(index, image=image, audio=audio)
         own = len(self.source)
         if index < own:
             return triplet
@@ -67,27 +60,10 @@ class Augmented:
             changed["audio"] = respoken(triplet.audio, rng)
         return dataclasses.replace(triplet, **changed)
 
-    def caption(self, index: int) -> str | None:
-        """See `Source.caption`."""
-        return self.source.caption(self._row(index))
-
-    def rows_with(self, *parts: str) -> np.ndarray:
-        """See `Source.rows_with`."""
-        return np.flatnonzero(np.isin(self.origins, self.source.rows_with(*parts)))
-
-    def origin(self, index: int) -> str:
-        """See `Source.origin`."""
-        return self.source.origin(self._row(index))
-
     def fingerprint(self) -> dict[str, Any]:
         """That of the source, and how it is changed."""
         augmentation = {"copies": self.copies, "seed": self.seed, "version": AUGMENTATION_VERSION}
         return {**self.source.fingerprint(), "augmentation": augmentation}
-
-    def _row(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index}: there are {len(self)}")
-        return int(self.origins[index])
 
 
 def moved(image: np.ndarray, scale: float, angle: float, x: float, y: float) -> np.ndarray:

@@ -5,46 +5,29 @@ from typing import Any
 
 import numpy as np
 
+from opt_jax.data.mixture import Part
 from opt_jax.data.triplet import Source, Triplet
 
 PEAK = 0.99
 
 
-class Noisy:
+class Noisy(Part):
     """A source with white noise on its recordings, drawn for each row from (seed, row) alone.
 
     decibels: power of the speech over that of the noise, each over the whole recording; 0 is as loud.
     """
 
     def __init__(self, source: Source, decibels: float, seed: int):
-        self.source, self.decibels, self.seed = source, decibels, seed
-        self.class_names, self.modalities = source.class_names, source.modalities
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Triplet:
-        return self.read(index)
+        super().__init__(source, np.arange(len(source)), "noisy speech")
+        self.decibels, self.seed = decibels, seed
 
     def read(self, index: int, image: bool = True, audio: bool = True) -> Triplet:
         """See `Source.read`."""
-        triplet = self.source.read(index, image=image, audio=audio)
+        triplet = super().read(index, image=image, audio=audio)
         if triplet.audio is None:
             return triplet
         rng = np.random.default_rng([self.seed, index])
         return dataclasses.replace(triplet, audio=mixed(triplet.audio, self.decibels, rng))
-
-    def caption(self, index: int) -> str | None:
-        """See `Source.caption`."""
-        return self.source.caption(index)
-
-    def rows_with(self, *parts: str) -> np.ndarray:
-        """See `Source.rows_with`."""
-        return self.source.rows_with(*parts)
-
-    def origin(self, index: int) -> str:
-        """See `Source.origin`."""
-        return self.source.origin(index)
 
     def fingerprint(self) -> dict[str, Any]:
         """That of the source, with the noise."""

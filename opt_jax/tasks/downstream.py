@@ -4,6 +4,7 @@ the rest of what is known about it.
 B rows of a batch, as the loader makes them (`opt_jax.data.loader`).
 """
 
+import abc
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from opt_jax.trained import Trained
 TEXT, IMAGE, AUDIO = range(3)
 
 
-class Downstream:
+class Downstream(abc.ABC):
     """One task, on one pre-trained model and one data set.
 
     Attributes:
@@ -83,8 +84,9 @@ class Downstream:
         batch = standardise(batch, self.trained.model.statistics)
         return batch | {"keep": input_sets.draw(key, self.sets, batch["present"])}
 
+    @abc.abstractmethod
     def losses(self, params, batch, key, step, dropout: bool) -> Losses:
-        raise NotImplementedError
+        """(sum, count) by name over the rows of a prepared batch, as `opt_jax.step.Task` asks for them."""
 
     def apply(self, params, method: str, *args, **kwargs):
         return self.network.apply({"params": params}, *args, method=method, **kwargs)
@@ -100,9 +102,9 @@ class Downstream:
         """Figures of the pre-trained model; {} where it cannot do the task yet."""
         return self.evaluate(self.trained.model.params, directory)
 
+    @abc.abstractmethod
     def evaluate(self, params, directory: Path) -> dict[str, float]:
         """Figures of the test split, under the keys of results.json; writes examples into `directory`."""
-        raise NotImplementedError
 
     def model(self, params) -> Model:
         """The model with these parameters, to be asked."""

@@ -53,7 +53,7 @@ def test_own_rows_come_first_and_copies_keep_what_is_said():
     assert [source.caption(i) for i in range(9)] == [source[i].caption for i in range(9)]
     assert source[6].labels == (1,) and source[6].boxes is None and source[6].named == ()
     np.testing.assert_array_equal(source.rows_with("audio"), [0, 3, 6])
-    np.testing.assert_array_equal(source.origins, [0, 1, 2] * 3)
+    np.testing.assert_array_equal(source.rows, [0, 1, 2] * 3)
     assert source[4].image is None and source[4].audio is None
     assert source[5].image is source[2].image  # what a detector saw of it would not be moved
     with pytest.raises(IndexError):
@@ -112,7 +112,7 @@ def test_rows_without_a_caption_have_no_copies():
     rows.rows_with = lambda *parts: np.array([0, 2]) if parts == ("text",) else np.arange(3)
     source = Augmented(rows, 2, seed=0)
     assert [source[i].id for i in range(len(source))] == ["x", "y", "z", "x~1", "z~1", "x~2", "z~2"]
-    np.testing.assert_array_equal(source.origins, [0, 1, 2, 0, 2, 0, 2])
+    np.testing.assert_array_equal(source.rows, [0, 1, 2, 0, 2, 0, 2])
 
 
 def test_what_cannot_be_changed_is_not_copied():
