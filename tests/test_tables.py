@@ -1,0 +1,59 @@
+"""The tables of the downstream tasks, from results as fine-tunings leave them."""
+
+import json
+
+import pytest
+
+from opt_jax import tables
+
+
+def workdir(path, results, seed=0, task="captioning", **data):
+    path.mkdir()
+    config = {"task": task, "seed": seed, "data": {"kind": "pretraining"} | data}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "results.json").write_text(json.dumps(results))
+    return path
+
+
+def test_seeds_become_mean_and_deviation_before_and_after(tmp_path):
+    first = {"captioning/image/CIDEr": 200.0, "before/captioning/image/CIDEr": 100.0, "seconds/finetune": 9.0}
+    found = tables.tables(
+        [
+            workdir(tmp_path / "a", first | {"captioning/audio/CIDEr": 90.0}),
+            workdir(tmp_path / "b", first | {"captioning/image/CIDEr": 204.0}, seed=1),
+        ]
+    )
+    assert "**captioning** (pretraining; 2 seeds)" in found
+    assert "| captioning | CIDEr |" in found  # no column without figures
+    assert "| image | 100.0 → 202.0 ± 2.8 |" in found
+    assert "| audio |  |" in found  # one seed lacks it
+    assert "seconds" not in found
+
+
+def test_tasks_and_kinds_of_data_are_kept_apart(tmp_path):
+    clean = workdir(tmp_path / "a", {"speech_recognition/audio/WER": 4.0}, task="speech_recognition")
+    noisy = workdir(
+        tmp_path / "b",
+        {"speech_recognition/audio/WER": 40.0},
+        task="speech_recognition",
+        **{"kind": "noise", "decibels": 0.0},
+    )
+    drawn = workdir(tmp_path / "c", {"text_to_image/named_objects_found": 33.0}, task="text_to_image")
+    found = tables.tables([clean, noisy, drawn])
+    assert "(speech in noise, 0 dB; one seed)" in found
+    assert "| audio | 4.0 |" in found and "| audio | 40.0 |" in found
+    assert "| text_to_image | named_objects_found |" in found
+
+
+def test_what_is_no_fine_tuning_is_told(tmp_path, capsys):
+    assert tables.main([str(tmp_path / "nothing")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    same = [workdir(tmp_path / name, {"captioning/image/CIDEr": 1.0}) for name in "ab"]
+    with pytest.raises(tables.TableError, match="seed 0"):
+        tables.tables(same)
+    pretraining = tmp_path / "pretraining"
+    pretraining.mkdir()
+    for name in ("config.json", "results.json"):
+        (pretraining / name).write_text("{}")
+    with pytest.raises(tables.TableError, match="not that of a fine-tuning"):
+        tables.tables([pretraining])
