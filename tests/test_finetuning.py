@@ -11,6 +11,8 @@ from test_pipeline import smallest_config
 from opt_jax import ablation, finetuning, pipeline
 from opt_jax.cache import CacheError
 from opt_jax.configuration import ConfigError, load
+from opt_jax.evaluation.large_pool import evaluate_large_pool
+from opt_jax.evaluation.run import evaluate_retrieval
 from opt_jax.tasks.input_sets import InputSetError
 from opt_jax.tasks.validation import validate
 from opt_jax.trained import WorkdirError, load_trained
@@ -74,6 +76,24 @@ def test_every_task_trains_is_measured_and_kept(name, pretrained, tmp_path, caps
         "before: up to date" in told and "evaluation: up to date" in told and "finetune: up to date" in told
     )
     assert again == results
+
+
+@pytest.mark.slow
+def test_short_lists_with_everyone_on_them_rank_as_all_pairs_do(pretrained, tmp_path):
+    trained = load_trained(pretrained)
+    caches = finetuning.make_data(smallest_task("retrieval", pretrained, tmp_path), trained, tmp_path)[1]
+    config = smallest_task("retrieval", pretrained, tmp_path)
+    config.evaluation.update(pools=1, shortlist=10, chunk=4, batch_size=8)
+    loaders = {split: finetuning.own_loader(config, trained, c, whole=True) for split, c in caches.items()}
+    told = []
+    small, _, _ = evaluate_retrieval(config.evaluation, trained.model, loaders, told.append)
+    large = evaluate_large_pool(config.evaluation, trained.model, loaders, told.append)
+    assert any("minutes" in line for line in told)
+    shared = [key for key in small if key.startswith(("retrieval_alignment/", "retrieval_matching/"))]
+    assert len(shared) == 30
+    for key in shared:
+        assert large[key] == small[key], key
+    assert large["retrieval/image_to_text/shortlisted"] == 100.0
 
 
 @pytest.mark.slow

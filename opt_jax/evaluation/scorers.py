@@ -21,6 +21,7 @@ from opt_jax.objectives.matching import image_for_text_audio_score, pair_score
 Keep = tuple[bool, bool, bool]  # which of text, image and audio the model is shown
 FIELDS = ("text", "region", "audio")
 NAMES = ("text", "image", "audio")
+NOTHING = (False, False, False)
 
 
 class Model:
@@ -82,7 +83,13 @@ class Model:
 
     def _matching(self, params, batch, candidates, queries, item):
         states, valid = self.apply(params, "align", uncorrupted(self.standardise(batch)))
-        lengths = lengths_of(batch)
+        rows = jnp.arange(candidates.shape[0])
+        options = {"queries": queries, "item": item, "lengths": lengths_of(batch)}
+        return self._aligned_matching(params, states, valid, rows, candidates, **options)
+
+    def _aligned_matching(self, params, states, valid, rows, candidates, *, queries, item, lengths):
+        """[Q, N] for the queries in `rows` [Q] and their `candidates` [Q, N], both rows of what `align` gave
+        for a batch with these lengths (T, V, A)."""
         starts = np.cumsum([0, *lengths])
         parts = {name: slice(starts[m] + (m == 0), starts[m + 1]) for m, name in enumerate(NAMES)}
         shown = [name for name in NAMES if name in (*queries, item)]
@@ -103,21 +110,69 @@ class Model:
             memory = self.apply(params, "fuse", fetch(states), fetch(valid), kept)
             return self.apply(params, "matching_logits", memory)
 
-        logits = jax.lax.map(lambda pair: one(*pair), (jnp.arange(candidates.shape[0]), candidates))
+        logits = jax.lax.map(lambda pair: one(*pair), (rows, candidates))
         if len(queries) == 2:
             return image_for_text_audio_score(logits)
         return pair_score(logits, tuple(sorted((*queries, item), key=NAMES.index)))
+
+    # --- retrieval in parts, for pools that are too large for one batch ------------------------------------
+
+    def aligned(self, batch) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]:
+        """(states [P, S, D], valid [P, S]) of `OPT.align`, the embeddings of `embeddings`, and the state [D]
+        of a [CLS] without text, with which a picture or a recording alone begins."""
+        return self.run(self._aligned, batch)
+
+    def _aligned(self, params, batch):
+        batch = self.standardise(batch)
+        states, valid = self.apply(params, "align", uncorrupted(batch))
+        units = self.apply(params, "embeddings", states, valid, lengths_of(batch))
+        nothing = shortened(uncorrupted(batch, NOTHING), NOTHING)
+        return states, valid, units, self.apply(params, "align", nothing)[0][0, 0]
+
+    def aligned_matching(self, states, valid, rows, candidates, queries, item, lengths) -> np.ndarray:
+        """Matching scores [Q, N] of `candidates` [Q, N] for the queries in `rows` [Q], both rows of what
+        `aligned` gave for batches of these lengths (T, V, A)."""
+        options = {"queries": queries, "item": item, "lengths": lengths}
+        return self.run(self._aligned_matching, states, valid, rows, candidates, **options)
+
+    def aligned_likelihood(
+        self, states, valid, alone, texts, rows, candidates, source: str, asks: bool, lengths
+    ) -> np.ndarray:
+        """log P(text | picture or recording) [Q, N] of the queries in `rows` [Q] with their `candidates`.
+
+        Args:
+          states, valid, alone: of `aligned`. texts: (ids, weight) [P, T - 1], without [CLS].
+          source: 'image' or 'audio'. asks: whether it is the query and the text the item, or the reverse.
+        """
+        options = {"source": source, "asks": asks, "lengths": lengths}
+        arrays = (states, valid, alone, texts, rows, candidates)
+        return self.run(self._aligned_likelihood, *arrays, **options)
+
+    def _aligned_likelihood(
+        self, params, states, valid, alone, texts, rows, candidates, *, source, asks, lengths
+    ):
+        m = NAMES.index(source)
+        part = slice(sum(lengths[:m]), sum(lengths[: m + 1]))
+        kept = tuple(length if name == source else 0 for name, length in zip(NAMES, lengths, strict=True))
+
+        def one(query, items):
+            sources, written = (query[None], items) if asks else (items, query[None])
+            begin = repeated(alone[None], len(sources))
+            seen = jnp.concatenate([jnp.ones((len(sources), 1), bool), valid[sources][:, part]], 1)
+            memory = jnp.concatenate([begin, states[sources][:, part]], 1)
+            memory = self.apply(params, "fuse", memory, seen, (1, *kept[1:]))
+            ids, weight = (jnp.broadcast_to(x[written], (len(items), x.shape[1])) for x in texts)
+            logits = self.apply(params, "text_logits", ids, self.apply(params, "text_memory", memory), seen)
+            log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], -1)[..., 0]
+            return (log_probs * weight).sum(1)
+
+        return jax.lax.map(lambda pair: one(*pair), (rows, candidates))
 
     # --- generation and features ---------------------------------------------------------------------------
 
     def memory(self, params, batch, keep: Keep):
         """M [B, S', D] and valid of the modalities in `keep` only; absent ones have no positions at all."""
-        batch = self.standardise(batch)
-        inputs = uncorrupted(batch, keep)
-        for m, field in enumerate(FIELDS):
-            if not keep[m]:
-                inputs |= {name: x[:, : int(m == 0)] for name, x in inputs.items() if name.startswith(field)}
-        return self.apply(params, "encode", inputs)
+        return self.apply(params, "encode", shortened(uncorrupted(self.standardise(batch), keep), keep))
 
     def text(self, batch, keep: Keep, *, max_length: int, end_id: int, pad_id: int, beams: int) -> np.ndarray:
         """The text [B, max_length] that the model writes for the modalities in `keep`."""
@@ -159,6 +214,14 @@ class Model:
                 features.append(masked_mean(memory[:, part], valid[:, part]))
                 start += length
         return jnp.concatenate(features, axis=-1)
+
+
+def shortened(inputs, keep: Keep):
+    """The model's inputs without the positions of what `keep` leaves out, but for [CLS]."""
+    for m, field in enumerate(FIELDS):
+        if not keep[m]:
+            inputs |= {name: x[:, : int(m == 0)] for name, x in inputs.items() if name.startswith(field)}
+    return inputs
 
 
 def repeated(x, number: int):

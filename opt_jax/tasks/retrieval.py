@@ -7,6 +7,7 @@ own hard negatives. B rows; P, Q a pair's parts: a query of one or two modalitie
 import jax
 import jax.numpy as jnp
 
+from opt_jax.evaluation.large_pool import evaluate_large_pool
 from opt_jax.evaluation.run import evaluate_retrieval
 from opt_jax.models.inputs import uncorrupted
 from opt_jax.models.opt import lengths_of
@@ -132,4 +133,7 @@ class Retrieval(Downstream):
         def say(what):
             print(f"{self.config.task}: {what}", flush=True)
 
-        return evaluate_retrieval(self.config.evaluation, self.model(params), self.loaders, say)[0]
+        settings, model = self.config.evaluation, self.model(params)
+        if settings.pool_size > settings.exhaustive:
+            return evaluate_large_pool(settings, model, self.loaders, say)
+        return evaluate_retrieval(settings, model, self.loaders, say)[0]

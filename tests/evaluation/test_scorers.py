@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.large_pool import Pool
 from opt_jax.evaluation.pretrained import clearly_best
 from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics, uncorrupted
@@ -105,6 +106,31 @@ def test_matching_puts_the_query_and_the_candidates_together(model, batch, queri
                 0
             ]
         np.testing.assert_allclose(found[query, number], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("queries", "item"),
+    [(("text",), "image"), (("image",), "text"), (("audio",), "text"), (("text", "audio"), "image")],
+)
+def test_a_pool_in_parts_has_the_scores_of_one_batch(model, batch, queries, item):
+    batch = batch | {"row_valid": np.ones(P, bool)}
+    halves = [{name: x[part] for name, x in batch.items()} for part in (slice(0, 2), slice(2, 4))]
+    pool, everyone = Pool(model, halves, P), np.tile(np.arange(P), (P, 1))
+    found = pool.scores(queries, item, everyone, 3, "pairs")  # which four queries do not fill
+    np.testing.assert_allclose(found["matching"], model.matching(batch, queries, item), rtol=1e-4, atol=1e-5)
+    likelihood = model.likelihood(batch, queries[0] if item == "text" else item)
+    wanted = likelihood if item == "text" else likelihood.T
+    np.testing.assert_allclose(found["information"], wanted, rtol=1e-4)
+    units = model.embeddings(batch)
+    similarity = sum(units[name] for name in queries) @ units[item].T
+    np.testing.assert_allclose(pool.similarity(queries, item), similarity, rtol=1e-4, atol=1e-6)
+
+
+def test_the_prior_of_a_text_is_its_mean_probability(model, batch):
+    halves = [{name: x[part] for name, x in batch.items()} for part in (slice(0, 2), slice(2, 4))]
+    reference = halves[1] | {"row_valid": np.array([True, True])}
+    found = Pool(model, halves, P).prior(reference, "image")
+    np.testing.assert_allclose(found, np.log(np.exp(model.likelihood(batch, "image")[2:]).mean(0)), rtol=1e-4)
 
 
 def test_probe_features_are_cls_and_the_means_of_what_is_shown(model, batch):

@@ -1,0 +1,158 @@
+"""Retrieval in a pool of thousands, where not every pair can be scored.
+
+Alignment, whose cost grows with the pool and not with its square, puts the likeliest items on a short list
+for each query. The text decoder and the matching head score the pairs on the lists, some queries at a time.
+
+Letters: N triplets of the pool, k items on a short list, q queries in a chunk; S positions, D width.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from opt_jax.data.loader import Loader
+from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.retrieval import combine, equal_captions, recall_at_k, rerank, top_k
+from opt_jax.evaluation.run import available_modalities, complete_rows, describe, longest
+from opt_jax.evaluation.scorers import Model
+from opt_jax.metrics_log import progress
+from opt_jax.models.opt import lengths_of
+
+
+def evaluate_large_pool(
+    settings, model: Model, loaders: Mapping[str, Loader], say: Callable[[str], None]
+) -> dict:
+    """Recall in one pool of the test split; weights of the scorers are chosen on validation.
+
+    Args:
+      settings: pool_size, validation_pools and batch_size (of the pools on validation), rerank_top,
+        shortlist (k), chunk (q).
+    Returns: results under the names of `opt_jax.evaluation.pretrained.retrieval`; and
+      `retrieval/DIRECTION/shortlisted`, percent of the queries whose list holds a right item.
+    """
+    test, validation = loaders["test"], loaders["validation"]
+    available = available_modalities(test.cache)
+    rows, held_out = (complete_rows(loader.cache, available) for loader in (test, validation))
+    rows = rows[: settings.pool_size]
+    lengths = longest(loaders, {"test": rows, "validation": held_out})
+    size = min(settings.batch_size, len(held_out))
+    held_out = held_out[: settings.validation_pools * size]
+    others = list(validation.evaluation_batches(held_out, size, lengths))
+    say(f"weights of the scorers, on validation, in {len(others)} pools of {size}")
+    weights = pretrained.best_weights(model, others, settings.rerank_top, available)
+
+    pool = Pool(model, test.evaluation_batches(rows, size, lengths), len(rows))
+    gibibytes = pool.states.nbytes / 2**30
+    say(f"a pool of {len(rows)}: what the alignment layers give takes {gibibytes:.2f} GiB")
+    number = min(settings.shortlist, len(rows))
+    wanted = pretrained.directions(available)
+    items = {name: top_k(pool.similarity(*pair), number) for name, pair in wanted.items()}
+    predict_time(pool, wanted, items, settings.chunk, say)
+    priors = {name: pool.prior(others[0], name) for name in ("image", "audio") if name in available}
+    results, ranked, correct = {}, {}, equal_captions(pool.keys, pool.keys)
+    for direction, (queries, item) in wanted.items():
+        similarity, listed = pool.similarity(queries, item), items[direction]
+        found = pool.scores(queries, item, listed, settings.chunk, direction)
+        if item == "text":
+            found["information"] = found["information"] - priors[queries[0]][listed]
+        found["alignment"] = np.take_along_axis(similarity, listed, 1)
+        if len(queries) > 1:
+            found["text_alignment"] = np.take_along_axis(pool.similarity(("text",), item), listed, 1)
+        chosen = dict(weights[direction])
+        matching = chosen.pop("matching", 0.0)
+        if chosen:
+            total = combine([found[name] for name in chosen], list(chosen.values()))
+            total = combine([total, found["matching"]], [1.0, matching])
+            ranked[direction] = rerank(similarity, listed, total)
+        else:
+            ranked[direction] = ranked["text_to_image"]
+        scored = {"": ranked[direction], "_alignment": similarity}
+        for name in ("information", "matching"):
+            scored[f"_{name}"] = rerank(similarity, listed, found[name])
+        for scorer, matrix in scored.items():
+            for key, value in recall_at_k(matrix, correct).items():
+                results[f"retrieval{scorer}/{direction}/{key}"] = value
+        on_list = np.take_along_axis(correct, listed, 1).any(1)
+        results[f"retrieval/{direction}/shortlisted"] = 100 * float(on_list.mean())
+    results |= {"retrieval/pool": len(rows), "retrieval/shortlist": number}
+    described = describe(weights, settings.rerank_top, on_validation=True)
+    return results | {"retrieval/description": f"{described}; of the {number} that alignment likes best"}
+
+
+def predict_time(pool, wanted: Mapping, items: Mapping, chunk: int, say) -> None:
+    """Says how long the pairs on the short lists will take, from one chunk of each direction, compiled."""
+    seconds, pairs = 0.0, 0
+    for name, (queries, item) in wanted.items():
+        pool.chunk(queries, item, items[name], 0, chunk)
+        start = time.monotonic()
+        pool.chunk(queries, item, items[name], 0, chunk)
+        seconds += (time.monotonic() - start) * -(-len(pool.keys) // chunk)
+        pairs += items[name].size
+    say(f"{pairs} pairs on the short lists of {len(wanted)} directions: about {seconds / 60:.1f} minutes")
+
+
+class Pool:
+    """What the alignment layers give for all triplets of a pool, and the scores of pairs of it.
+
+    Attributes: states [N, S, D], valid [N, S], alone [D], units {modality: [N, E]}: see `Model.aligned`.
+      lengths: (T, V, A). texts: (ids, weight) [N, T - 1], without [CLS]. keys [N]: of the captions.
+    """
+
+    def __init__(self, model: Model, batches, size: int):
+        """`batches`: of the loader, all of one shape, together `size` rows and fillers after them."""
+        self.model, self.text_batches = model, []
+        states, valid, units, keys = [], [], [], []
+        for batch in batches:
+            aligned = model.aligned(batch)
+            for parts, part in zip((states, valid, units), aligned, strict=False):
+                parts.append(part)
+            self.alone, self.lengths = aligned[3], lengths_of(batch)
+            keys.append(batch["caption_key"])
+            self.text_batches.append({name: batch[name] for name in ("text_ids", "text_valid")})
+        # On the device once, and not with every chunk.
+        self.states, self.valid = (jnp.asarray(np.concatenate(parts)[:size]) for parts in (states, valid))
+        self.units = {name: np.concatenate([unit[name] for unit in units])[:size] for name in units[0]}
+        self.keys = np.concatenate(keys)[:size]
+        self.texts = tuple(
+            np.concatenate([batch[name][:, 1:] for batch in self.text_batches])[:size]
+            for name in ("text_ids", "text_valid")
+        )
+
+    def similarity(self, queries: tuple[str, ...], item: str) -> np.ndarray:
+        """Alignment [N, N]."""
+        return sum(self.units[name] for name in queries) @ self.units[item].T
+
+    def prior(self, reference, source: str) -> np.ndarray:
+        """log of the mean probability [N] of the texts, over the pictures or recordings of a batch."""
+        found = []
+        for texts in self.text_batches:
+            likelihood = self.model.likelihood(reference | texts, source)
+            real = likelihood[np.asarray(reference["row_valid"])].astype(np.float64)
+            found.append(np.logaddexp.reduce(real, axis=0) - np.log(len(real)))
+        return np.concatenate(found)[: len(self.keys)]
+
+    def chunk(self, queries, item: str, items: np.ndarray, start: int, size: int) -> dict[str, np.ndarray]:
+        """Scores [q, k] of the queries from `start`, with their `items` [N, k]; see `scores`."""
+        # The last chunk scores some queries twice, so that one program serves all.
+        rows = np.minimum(np.arange(start, start + size), len(items) - 1)
+        pairs = (rows, items[rows])
+        arrays = (self.states, self.valid)
+        matching = self.model.aligned_matching(*arrays, *pairs, queries, item, self.lengths)
+        asks = "text" not in queries
+        source = queries[0] if asks else item
+        likelihood = self.model.aligned_likelihood(
+            *arrays, self.alone, self.texts, *pairs, source, asks, self.lengths
+        )
+        return {"matching": matching, "information": likelihood}
+
+    def scores(self, queries, item: str, items: np.ndarray, size: int, name: str) -> dict[str, np.ndarray]:
+        """{'matching', 'information'} [N, k]: of each query with its `items` [N, k]; the latter is the log-
+        likelihood of the text, whose prior is still to be taken off. `name` is shown while it runs."""
+        starts = range(0, len(items), size)
+        parts = [
+            self.chunk(queries, item, items, start, size)
+            for start in progress(starts, desc=name.replace("_", " "))
+        ]
+        return {key: np.concatenate([part[key] for part in parts])[: len(items)] for key in parts[0]}
