@@ -20,7 +20,9 @@ from opt_jax.configuration import differences
 from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader
 from opt_jax.data.noise import Noisy
-from opt_jax.data.triplet import Source
+from opt_jax.data.sources import open_splits
+from opt_jax.data.triplet import Source, SourceError
+from opt_jax.data.vqa import behind
 from opt_jax.evaluation.report import write_report
 from opt_jax.evaluation.run import EVALUATION_VERSION
 from opt_jax.pipeline import (
@@ -32,8 +34,10 @@ from opt_jax.pipeline import (
     own_rows,
     too_few,
     training_weights,
+    without,
 )
 from opt_jax.stages import adding_seconds, read_record, run_stage, write_record
+from opt_jax.tasks import input_sets
 from opt_jax.tasks.classification import Classification
 from opt_jax.tasks.downstream import Downstream
 from opt_jax.tasks.drawing import Drawing
@@ -73,9 +77,11 @@ def run(config, workdir) -> dict:
         "precision": config.precision,
         "parameters": parameters_digest(trained.model.params),
         "caches": {split: cache.manifest.digest for split, cache in caches.items()},
+        # A source may lie elsewhere the next time: what it is the caches tell.
         "settings": {
             name: value for name, value in config.to_dict().items() if name in task_settings(config)
-        },
+        }
+        | {"data": without(config.data.to_dict(), "source")},
     }
     if short := too_few(len(caches["train"]), None, config.train.batch_size):
         raise CacheError(f"the train split has, of those that can be used, {short}")
@@ -122,7 +128,10 @@ def run(config, workdir) -> dict:
 
 def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source], dict[str, FeatureCache]]:
     """Sources and caches by split: those of the pre-training, or what `config.data` asks for instead, with
-    the pre-training's encoders, in the workdir."""
+    the pre-training's encoders, in the workdir.
+
+    Raises SourceError, InputSetError and CacheError.
+    """
     if config.data.kind == "pretraining":
         sources = make_sources(trained.config, trained.directory)
         features = {split: trained.directory / "cache" / split / "features" for split in SPLITS}
@@ -135,7 +144,13 @@ def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source
                     " run the pre-training's command again"
                 )
         return sources, caches
-    if config.data.kind == "noise":
+    if config.data.kind == "source":
+        sources = open_splits(config.data.source)
+        check_source(config, trained, sources)
+        counts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
+        classes = len(sources["train"].class_names)
+        print(f"data: {config.data.source}: {counts} rows, {classes} classes", flush=True)
+    elif config.data.kind == "noise":
         clean = make_sources(trained.config, trained.directory)
         seeds = {split: 1000 * config.seed + number for number, split in enumerate(SPLITS)}
         sources = {split: Noisy(clean[split], config.data.decibels, seeds[split]) for split in SPLITS}
@@ -143,6 +158,41 @@ def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source
         sources = make_questions(config, trained, workdir / "data")
     encoders = {name: path for name, path in trained.encoders.items() if path}
     return sources, make_caches(trained.config, workdir, sources, trained.tokenizer, encoders)
+
+
+def check_source(config, trained: Trained, sources: dict[str, Source]) -> None:
+    """Raises SourceError or InputSetError for what the task would stumble over once all is cached."""
+    task, spec = TASKS[config.task], config.data.source
+    shown = input_sets.parse(config.inputs).any(0)
+    named = [name for name, used in zip(input_sets.NAMES, shown, strict=True) if used]
+    encoders = {"image": trained.extraction.pictures, "audio": trained.extraction.speech}
+    for split, source in sources.items():
+        if not len(source):
+            raise SourceError(
+                f"the {split} split of {spec} has no rows; name a list for it, or hold more out (hold_out=N)"
+            )
+        there = {"image" if part == "regions" else part for part in source.modalities}
+        if lacking := [name for name in (*named, *task.target) if name not in there]:
+            letters = [name[0].upper() for name in lacking if name in named]
+            change = f"set config.inputs to sets without {', '.join(letters)}, or " if letters else ""
+            both = " and ".join(lacking)
+            raise input_sets.InputSetError(
+                f"{config.task} from config.inputs {tuple(config.inputs)} needs {both}, which the {split}"
+                f" split of {spec} has not; {change}name a source with {both}"
+            )
+        unknown = [part for part, encoder in encoders.items() if part in source.modalities and not encoder]
+        if unknown:
+            raise input_sets.InputSetError(
+                f"the {split} split of {spec} has {' and '.join(unknown)}, for which the pre-training in"
+                f" {trained.directory} has no encoder; leave out the option that says where these files are"
+            )
+    if issubclass(task, Classification) and not sources["train"].class_names:
+        raise input_sets.InputSetError(
+            f"the train split of {spec} has no labels, which {config.task} needs; name a source with labels,"
+            " such as one of kind open_images_labels or vqa"
+        )
+    if task is QuestionAnswering:
+        behind(sources["train"])  # which refuses mixtures
 
 
 def make_questions(config, trained: Trained, directory: Path) -> dict[str, Source]:

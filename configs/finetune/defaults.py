@@ -24,7 +24,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.seed = 0
     config.precision = "float32"
     config.distributed = ConfigDict(dict(coordinator="", num_processes=0, process_id=-1))
-    config.data = ConfigDict(dict(kind="pretraining"))  # those of the pre-training
+    # 'pretraining': the pre-training's; 'source': what `source` names (opt_jax/data/sources.py), cached anew
+    # by the pre-training's encoders.
+    config.data = ConfigDict(dict(kind="pretraining", source=""))
     config.inputs = ()  # what is shown, as in ("I", "A", "I+A"); training draws one for each row
     config.dropout = v["dropout"]
     config.train = ConfigDict(

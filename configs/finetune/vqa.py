@@ -1,6 +1,9 @@
-"""Questions about the pictures of Spoken Scenes, written and spoken (OPT, table 6).
+"""Questions about the pictures of Spoken Scenes, written and spoken (OPT, table 6), or other questions.
 
 python -m opt_jax.main --config=configs/finetune/vqa.py --config.pretrained=runs/tiny
+
+Of VQA v2: --config.data.kind=source --config.data.source='vqa:...' (opt_jax/data/vqa.py), which are written
+only: --config.inputs="('T+I','T')".
 """
 
 from pathlib import Path
@@ -15,8 +18,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = load(Path(__file__).with_name("defaults.py"), variant)
     config.task = "vqa"
     config.workdir = f"runs/{variant}_vqa"
-    config.data = ConfigDict(dict(kind="questions", train=8000, validation=300, test=1000))
-    config.inputs = ("T+I", "I+A", "T", "A")  # the question read or heard, with the picture and without
+    config.data.update(dict(kind="questions", train=8000, validation=300, test=1000))  # of Spoken Scenes
+    # The question read or heard, with the picture and without. answers.json has what the first set gives.
+    config.inputs = ("T+I", "I+A", "T", "A")
     config.label_smoothing = 0.1
     config.train.steps = 1500
     return config

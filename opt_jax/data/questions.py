@@ -1,8 +1,8 @@
 """Questions about pictures with the answers that people gave: VQA v2 (visualqa.org, Goyal et al., 2017).
 
-A triplet has no place for a question, so these are a list of their own, read from the files as published:
-v2_OpenEnded_mscoco_val2014_questions.json and v2_mscoco_val2014_annotations.json. What a model answers is
-written by `opt_jax.data.question_results`.
+They are read from the files as published: v2_OpenEnded_mscoco_val2014_questions.json and
+v2_mscoco_val2014_annotations.json. `opt_jax.data.vqa` makes a source of them; what a model answers is written
+by `opt_jax.data.question_results`.
 """
 
 import json
@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from opt_jax.data.decoding import MAX_CAPTION, is_unicode
-from opt_jax.data.files import decoded, found, read_file
 from opt_jax.data.triplet import SourceError, UnusableSampleError
 
 PICTURES = {name: name for name in ("train2014", "val2014", "test2015")} | {"test-dev2015": "test2015"}
@@ -75,16 +72,6 @@ def read_vqa(
         first = f"; {set_aside[-1]}" if set_aside else ""
         raise SourceError(f"{path}: none of its {len(entries)} questions can be used{first}")
     return list(questions.values()), set_aside
-
-
-def read_picture(question: Question, folder) -> np.ndarray:
-    """The picture of a question, uint8 [height, width, 3], in `folder` or in train2014 and its like there.
-
-    Raises UnusableSampleError, and SourceError where the folder is gone.
-    """
-    folder, sample_id = Path(folder).resolve(), str(question.id)
-    name = found(folder, question.image, tuple(PICTURES))
-    return decoded(read_file(folder, name, sample_id, "image"), name, sample_id, "image")
 
 
 def _annotations(path: Path, set_aside: list[UnusableSampleError]) -> dict[int, dict]:

@@ -1,4 +1,5 @@
-"""Opens sources by name: `python -m opt_jax.data.validate SOURCE`, `--config.data.manifest=SOURCE`.
+"""Opens sources by name: `python -m opt_jax.data.validate SOURCE`, `--config.data.manifest=SOURCE` in
+pre-training, `--config.data.source=SOURCE` in fine-tuning.
 
     SOURCE = PART [+ PART ...]      PART = [KIND:]PATH[,OPTION=VALUE ...]
 
@@ -8,6 +9,7 @@
     coco_captions:captions_{split}2017.json,images=coco/{split}2017,weight=2 + data/mine
     karpathy:dataset_flickr30k.json,images=flickr30k
     librispeech:LibriSpeech/{split},train=train-clean-100,validation=dev-clean,test=test-clean
+    vqa:questions_{split}.json,annotations=annotations_{split}.json,images=coco,validation=val,test=val
 
 `{split}` becomes train, validation or test, or what an option of that name says (`validation=val`); a part
 without it is one list, of which rows are held out, those of one picture together. `weight` is how often
@@ -39,6 +41,7 @@ KINDS = {
     "region_npz": "opt_jax.data.region_features:RegionFiles",
     "region_tsv": "opt_jax.data.region_features:RegionTable",
     "tfds": "opt_jax.data.tfds_source:TfdsSource",
+    "vqa": "opt_jax.data.vqa:VQA",
 }
 MOST_WEIGHT = 10_000
 HOLD_OUT = 5000  # rows of test and of validation where a list has no splits of its own (the paper's number)

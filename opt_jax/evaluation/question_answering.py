@@ -83,14 +83,14 @@ def answer_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[str
     return scores
 
 
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+def soft_scores(alike: Sequence[str]) -> dict[str, float]:
     """Targets in (0, 1] for training on one question: each answer's accuracy, were it the prediction.
 
-    answers: what people said. Of ten, one, two, three and more that agree make 0.3, 0.6, 0.9 and 1, the soft
-    scores of Teney et al. 2018 (arXiv 1708.02711). Keys are the answers as they are compared; one of which
-    nothing is left ("the") is no target. Errors as in `answer_accuracies`.
+    alike: what people said, each as `normalise_answer` makes it; one of which nothing is left is no target,
+    but counts among the people. Of ten, one, two, three and more that agree make 0.3, 0.6, 0.9 and 1, the
+    soft scores of Teney et al. 2018 (arXiv 1708.02711).
     """
-    _, alike = _made_alike(answers, "this question")
+    alike = list(alike)
     return {answer: _accuracy(answer, alike) for answer in dict.fromkeys(alike) if answer}
 
 

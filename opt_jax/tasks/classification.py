@@ -21,8 +21,24 @@ from opt_jax.tasks import input_sets
 from opt_jax.tasks.downstream import Downstream
 
 
+def class_logits(classes, memory, valid, lengths: tuple[int, int, int]) -> jax.Array:
+    """[B, C], at least in float32: linear in M at [CLS] and in M's mean over each modality (zeros for one not
+    shown).
+
+    Args:
+      classes: {"kernel": [4 D, C], "bias": [C]}. memory, valid: M [B, S, D], and bool [B, S].
+      lengths: (T, V, A), which add up to S.
+    """
+    parts, start = [memory[:, 0].astype(jnp.promote_types(memory.dtype, jnp.float32))], 0
+    for m, length in enumerate(lengths):
+        part = slice(start + (m == 0), start + length)
+        parts.append(masked_mean(memory[:, part], valid[:, part]))
+        start += length
+    return wide(dense(classes, jnp.concatenate(parts, -1)))
+
+
 class Classification(Downstream):
-    """A linear classifier on M at [CLS] and on M's mean over each modality (zeros for one not shown).
+    """The whole model, and a linear classifier, `class_logits`, on what it makes of a row.
 
     Parameters: {"opt": those of the model, "classes": {"kernel": [4 D, C], "bias": [C]}}.
     """
@@ -33,7 +49,10 @@ class Classification(Downstream):
         super().__init__(config, trained, loaders, sources)
         for split in ("train", "test"):
             if not loaders[split].cache.class_names or not len(self.labelled(split, 1)):
-                raise input_sets.InputSetError(f"the {split} split has no labels, which {config.task} needs")
+                raise input_sets.InputSetError(
+                    f"the {split} split has no labels, which {config.task} needs; name data that have some:"
+                    " config.data.kind=source"
+                )
 
     def init(self, key, batch):
         width, classes = self.network.config["hidden_size"], batch["labels"].shape[1]
@@ -43,15 +62,6 @@ class Classification(Downstream):
     def initial(self):
         return {"opt": self.trained.model.params}
 
-    def logits(self, params, memory, valid, lengths: tuple[int, int, int]) -> jax.Array:
-        """[B, C] of M; lengths = (T, V, A)."""
-        parts, start = [memory[:, 0].astype(jnp.float32)], 0
-        for m, length in enumerate(lengths):
-            part = slice(start + (m == 0), start + length)
-            parts.append(masked_mean(memory[:, part], valid[:, part]))
-            start += length
-        return wide(dense(params["classes"], jnp.concatenate(parts, -1)))
-
     def losses(self, params, batch, key, step, dropout):
         del step
         memory, valid = self.encode(params["opt"], batch, key if dropout else None)
@@ -59,7 +69,7 @@ class Classification(Downstream):
 
     def class_loss(self, params, memory, valid, batch) -> tuple[jax.Array, jax.Array]:
         """(sum, count) over rows of the binary cross-entropy, summed over the classes."""
-        logits = self.logits(params, memory, valid, lengths_of(batch))
+        logits = class_logits(params["classes"], memory, valid, lengths_of(batch))
         # A row without any label is one that nobody labelled.
         asked = (batch["keep"].any(1) & batch["labels"].any(1)).astype(jnp.float32)
         # softplus(x) - x * t is the cross-entropy of sigmoid(x) against t.
@@ -110,7 +120,7 @@ class Classification(Downstream):
         """(logits [B, C],) of a batch with `keep`."""
         batch = standardise(batch, self.trained.model.statistics)
         memory, valid = self.encode(params["opt"], batch)
-        return (self.logits(params, memory, valid, lengths_of(batch)),)
+        return (class_logits(params["classes"], memory, valid, lengths_of(batch)),)
 
     @functools.cached_property
     def _answer(self):

@@ -57,4 +57,7 @@ def demand(sets: np.ndarray, presence: np.ndarray, split: str) -> None:
     for keep in sets:
         if not presence[:, keep].all(1).any():
             lacking = named(keep).replace("_", " and ")
-            raise InputSetError(f"no row of the {split} split has {lacking}, which this task needs together")
+            raise InputSetError(
+                f"no row of the {split} split has {lacking}, which this task needs together;"
+                " set config.inputs to others, or config.data to data that have them"
+            )

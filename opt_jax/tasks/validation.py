@@ -10,7 +10,8 @@ from opt_jax.configuration import ConfigError, nearest
 
 TASKS = ("captioning", "classification", "retrieval", "speech_recognition", "text_to_image", "vqa")
 OBJECTIVES = ("mlm", "mvfr", "mrc", "mafr", "macl", "dtr", "dir", "matching", "contrastive")
-DATA = {"speech_recognition": ("pretraining", "noise"), "vqa": ("questions",)}  # others: as pre-trained on
+DATA = {"speech_recognition": ("pretraining", "source", "noise"), "vqa": ("questions", "source")}
+OTHERS_DATA = ("pretraining", "source")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -46,7 +47,18 @@ def _ablation(config) -> Iterator[str]:
 def _finetuning(config) -> Iterator[str]:
     yield from one_of(config, "task", TASKS)
     yield from one_of(config, "precision", PRECISIONS)
-    yield from one_of(config, "data.kind", DATA.get(config.task, ("pretraining",)))
+    yield from one_of(config, "data.kind", DATA.get(config.task, OTHERS_DATA))
+    named, wanted = bool(config.data.source.strip()), config.data.kind == "source"
+    if wanted and not named:
+        yield (
+            "config.data.source is empty, but config.data.kind is 'source'; name the data, such as"
+            " karpathy:dataset_flickr30k.json,images=flickr30k"
+        )
+    if named and not wanted:
+        yield (
+            f"config.data.source is {config.data.source!r}, but config.data.kind is {config.data.kind!r}; set"
+            " config.data.kind to 'source', or leave the source out"
+        )
     counts = [field for field in ("train", "validation", "test") if field in config.data]
     yield from positive(config, *(f"data.{field}" for field in counts))
     yield from not_negative(config, "seed", "pretrained_step")

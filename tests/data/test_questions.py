@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from raw_files import file_of, picture
 
 from opt_jax.data import questions as module
 from opt_jax.data.question_results import read_answers, write_answers
-from opt_jax.data.questions import Question, read_picture, read_vqa
+from opt_jax.data.questions import Question, read_vqa
 from opt_jax.data.triplet import SourceError, UnusableSampleError
 
 QUESTIONS = [
@@ -57,18 +56,6 @@ def test_questions_with_and_without_answers(tmp_path):
     assert read_vqa(paths[0], subset="train2014")[0][0].image == "COCO_train2014_000000262148.jpg"
     some = write(tmp_path, QUESTIONS[:1])
     assert [question.id for question in read_vqa(*some)[0]] == [262148000]
-
-
-def test_pictures(tmp_path):
-    (question, other), _ = read_vqa(write(tmp_path)[0])
-    (tmp_path / "val2014").mkdir()
-    (tmp_path / "val2014" / question.image).write_bytes(file_of(picture(), "JPEG"))
-    assert read_picture(question, tmp_path).shape == (10, 12, 3)
-    assert read_picture(question, tmp_path / "val2014").shape == (10, 12, 3)
-    with pytest.raises(UnusableSampleError, match="'393225000': image 'COCO_val2014_0.*jpg' cannot be read"):
-        read_picture(other, tmp_path)
-    with pytest.raises(UnusableSampleError, match="leaves the folder"):
-        read_picture(Question(1, "../COCO.jpg", "Where?"), tmp_path)
 
 
 def test_bad_rows_cost_themselves(tmp_path):
