@@ -35,7 +35,7 @@ from opt_jax.window import NonFiniteError, Window, describe_failures
 __all__ = ["Batches", "NonFiniteError", "OwnRows", "Task", "default_config", "train"]
 
 TIMED_STEPS_TO_PREDICT = 10
-WAIT_WORTH_A_WARNING = 0.1  # of the step time
+WAIT_WORTH_A_WARNING = 0.03  # of the step time
 
 
 class Batches(Protocol):

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from opt_jax.checkpoints import Checkpoints, FingerprintMismatch
 from opt_jax.metrics_log import read_metrics
 from opt_jax.train import NonFiniteError, Task, train
+from opt_jax.window import Window
 
 B, T, D = 16, 3, 4
 
@@ -344,6 +345,18 @@ def test_a_loader_that_cannot_keep_up_is_told_once(tmp_path, capsys):
     assert len(waits) == 4 and max(waits) > 0.1  # compiling takes longer, and the data get ahead meanwhile
     told = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
     assert len(told) == 1 and re.search(r"warning: \d+% of the step time is spent waiting for data", told[0])
+
+
+@pytest.mark.parametrize("share, warns", [(0.02, False), (0.04, True)])
+def test_waiting_is_told_from_three_percent_of_the_step_time(tmp_path, capsys, monkeypatch, share, warns):
+    class Timed(Window):
+        def take(self):
+            values, failures = super().take()
+            return values | {"data_wait_seconds": share * values["step_seconds"]}, failures
+
+    monkeypatch.setattr("opt_jax.train.Window", Timed)
+    run(tmp_path, steps=2)
+    assert ("waiting for data" in capsys.readouterr().out) == warns
 
 
 def test_an_error_in_the_data_reaches_the_caller(tmp_path):

@@ -18,7 +18,7 @@ from opt_jax.cache.manifest import (
     write_atomically,
 )
 from opt_jax.cache.schema import Schema
-from opt_jax.cache.shard import ShardTask, load_record
+from opt_jax.cache.shard import RECORDS, ShardTask, load_record
 from opt_jax.configuration import differences
 from opt_jax.metrics_log import progress
 
@@ -82,8 +82,8 @@ def build_cache(
         if (directory / MANIFEST).exists():
             manifest = read_manifest(directory)
             _demand_equal(directory, _inputs_of(manifest), inputs)
-            remove_leftovers(directory)
             _mend(directory, manifest, (source, extractor, schema), processes, beam)
+            remove_leftovers(directory)
             return manifest
         started = directory / INPUTS
         if started.exists():
@@ -127,12 +127,15 @@ def _damaged(directory: Path, manifest: Manifest) -> list[int]:
 
 
 def _mend(directory: Path, manifest: Manifest, work: tuple, processes: int, beam) -> None:
-    """Makes the damaged shards of a finished cache again, which have to become what they were."""
+    """Makes the damaged shards of a finished cache again, which have to become what they were: they are made
+    aside, and take their places only then."""
     numbers = _damaged(directory, manifest)
     if not numbers:
         return
     rows, size = manifest.num_source_rows, manifest.examples_per_shard
-    every = _tasks(directory, manifest.split, rows, size)
+    aside = directory / RECORDS
+    aside.mkdir(exist_ok=True)  # where a build was killed, it holds what that had made
+    every = _tasks(aside, manifest.split, rows, size)
     tasks = [every[number] for number in numbers]
     names = ", ".join(task.file for task in tasks)
     print(f"{directory}: missing or damaged, made again: {names}", flush=True)
@@ -140,11 +143,12 @@ def _mend(directory: Path, manifest: Manifest, work: tuple, processes: int, beam
     for task in tasks:
         shard, expected = load_record(task)[0], manifest.shards[task.number]
         if shard.sha256 != expected.sha256:
+            remove_leftovers(directory)
             raise CacheError(
                 f"{directory / task.file} was made again and is not what it was: the data or the machine has"
                 " changed; delete the cache and build it again"
             )
-    remove_leftovers(directory)
+        os.replace(aside / task.file, directory / task.file)
 
 
 def _inputs_of(manifest: Manifest) -> dict:

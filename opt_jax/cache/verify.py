@@ -1,4 +1,5 @@
-"""Re-reads a whole cache: `python -m opt_jax.cache.verify DIRECTORY` lists what is damaged.
+"""Re-reads a whole cache: `python -m opt_jax.cache.verify DIRECTORY` lists what is damaged, and says how to
+mend it.
 
 Exit status 1 if anything is.
 """
@@ -87,11 +88,28 @@ def _verify_shard(path: Path, shard, rows, schema) -> list[str]:
     return whole + damaged
 
 
+def remedy(directory, problems: list[str]) -> list[str]:
+    """What to do about the problems that `verify` found: shards can be made again alone, the rest cannot."""
+    try:
+        manifest = read_manifest(directory)
+    except CacheError:
+        return []  # it says so itself
+    damaged = {problem.partition(":")[0] for problem in problems}
+    shards = [shard.file for shard in manifest.shards if shard.file in damaged]
+    if damaged & manifest.files.keys():
+        return [f"to mend it: delete {directory} and build the cache again"]
+    if shards:
+        names = ", ".join(shards)
+        return [f"to mend it: delete {names} and run the build again, which makes only missing shards anew"]
+    return []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", help="directory of one split")
-    problems = verify(parser.parse_args().directory)
-    print("\n".join(problems) or "no damage found")
+    directory = parser.parse_args().directory
+    problems = verify(directory)
+    print("\n".join([*problems, *remedy(directory, problems)]) or "no damage found")
     return 1 if problems else 0
 
 

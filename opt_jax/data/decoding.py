@@ -1,11 +1,13 @@
 """Pictures and sound from the bytes of files: sizes are capped before anything is decoded.
 
-Errors say which sample they are about; what they are about is left out, the others go on.
+Errors say which sample they are about; what they are about is left out, the others go on. Sound that was cut
+off is refused, but for Ogg and MP3, whose headers do not tell.
 """
 
 import io
 import math
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -45,6 +47,9 @@ REFUSED_MODES = {
 RATES = (1_000, 400_000)  # samples a second
 LOUDEST = 1e6  # 16-bit numbers that nobody scaled stay far below
 SAMPLE_RATE = 16_000
+# A size of WAV that says nothing: ffmpeg and others write it into a pipe, where they cannot come back to it.
+UNKNOWN = 2**32 - 1
+MOST_CHUNKS = 1000  # looked through for the one of the samples; files have a few
 
 
 def check_image(image: np.ndarray, sample_id: str) -> None:
@@ -175,6 +180,9 @@ def decode_audio(content: bytes, sample_id: str) -> np.ndarray:
     """
     if not content:
         raise UnusableSampleError(sample_id, "audio", "file is empty")
+    if (claimed := max(_claims(content), default=0)) > len(content):
+        reason = f"claims {claimed} bytes and holds {len(content)}; it was cut off, copy or write it anew"
+        raise UnusableSampleError(sample_id, "audio", reason)
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             rate, seconds = file.samplerate, file.frames / file.samplerate
@@ -205,6 +213,33 @@ def decode_audio(content: bytes, sample_id: str) -> np.ndarray:
         raise UnusableSampleError(sample_id, "audio", f"cannot be decoded: {error}") from error
     check_audio(waveform, sample_id, SHORTEST)
     return waveform
+
+
+def _claims(content: bytes) -> Iterator[int]:
+    """Bytes that the header of a WAV, RF64, W64 or AIFF file says it has: as a whole, 8 less as some programs
+    count the header too or padding that they do not write, and up to the end of its samples."""
+    kind = content[:4]
+    if kind not in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff"):
+        return
+    order = "big" if kind in (b"FORM", b"RIFX") else "little"
+    wide = kind == b"riff"  # W64: names of 16 bytes, sizes of 8, which count themselves and the name
+    head, step, place = (24, 8, 40) if wide else (8, 2, 12)
+
+    def size(place: int, instead: int) -> int:
+        """Of a chunk with its head; 0 where it is unknown. RF64 has in `instead` what 32 bits cannot hold."""
+        if wide:
+            return int.from_bytes(content[place + 16 : place + 24], order)
+        claimed = int.from_bytes(content[place + 4 : place + 8], order)
+        if claimed == UNKNOWN and kind in (b"RF64", b"BW64"):
+            claimed = int.from_bytes(content[instead : instead + 8], order)
+        return 0 if claimed == UNKNOWN and kind != b"FORM" else claimed + head
+
+    yield size(0, 20) - 8
+    for _ in range(MOST_CHUNKS):
+        if content[place : place + 4] in (b"data", b"SSND"):
+            yield place + size(place, 28)
+            return
+        place += -(-max(size(place, 28), head) // step) * step
 
 
 def resampled(waveform: np.ndarray, rate: int) -> np.ndarray:

@@ -3,13 +3,14 @@
 A row of JSON lines is a line; one of CSV goes on over line breaks within quotes.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -103,17 +104,25 @@ class Lines:
         """What a row is called that has no readable id."""
         return f"{self.path.name}, row {index}"
 
-    def text(self, index: int) -> str:
-        """Row `index` as text. Raises UnusableSampleError where it is no UTF-8."""
+    def text(self, index: int, fields_of: Callable[[str], Mapping] = lambda text: {}) -> str:
+        """Row `index` as text. Raises UnusableSampleError where it is no UTF-8, with the id that `fields_of`
+        finds in the rest of the row."""
+        content, encoding = self[index], "utf-8-sig" if not index else "utf-8"
         try:
-            return self[index].decode("utf-8-sig" if not index else "utf-8").rstrip("\r\n")
+            return content.decode(encoding).rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UnusableSampleError(self.name_of(index), "row", f"is no valid UTF-8: {error}") from error
+            sample_id = self.name_of(index)
+            # The row is broken: whatever it says in the place of its id, or raises, is no matter.
+            with contextlib.suppress(Exception):
+                found = fields_of(content.decode(encoding, errors="replace").rstrip("\r\n"))["id"]
+                if isinstance(found, str) and "\ufffd" not in found:
+                    sample_id = found or sample_id
+            raise UnusableSampleError(sample_id, "row", f"is no valid UTF-8: {error}") from error
 
     def json(self, index: int) -> dict:
         """Row `index` as the JSON object it holds. Raises UnusableSampleError where it holds none."""
         try:
-            value = json.loads(self.text(index))
+            value = json.loads(self.text(index, json.loads))
         except (ValueError, RecursionError) as error:
             if isinstance(error, UnusableSampleError):
                 raise
@@ -128,8 +137,13 @@ class Lines:
 
         Raises UnusableSampleError.
         """
+
+        def fields_of(text: str) -> dict[str, str]:
+            names = [name.strip() for name in self.names(delimiter)]
+            return dict(zip(names, cells_of(text, delimiter), strict=True))
+
         try:
-            return cells_of(self.text(index), delimiter)
+            return cells_of(self.text(index, fields_of), delimiter)
         except csv.Error as error:
             raise UnusableSampleError(self.name_of(index), "row", f"is no valid CSV: {error}") from error
 

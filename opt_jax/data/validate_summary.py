@@ -1,6 +1,7 @@
 """What `opt_jax.data.validate` found, for the terminal and for the page."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -48,8 +49,19 @@ class Findings:
 
     def costs(self) -> list[dict]:
         """For all rows of the splits, see `validate_costs`; [] where no files were opened."""
-        held = sum(map(len, self.sources.values()))
-        return [] if self.quick or not self.tally.usable else costs(self.tally, held / self.read)
+        if self.quick or not self.tally.usable:
+            return []
+        factor = sum(map(len, self.sources.values())) / self.read
+        return costs(self.tally, factor, self._captioned_training() / (factor * self.tally.usable))
+
+    def _captioned_training(self) -> float:
+        """How many rows of the training split have a caption, by those of them that were read."""
+        if "train" not in self.chosen:
+            return 0.0
+        ends = dict(zip(self.chosen, itertools.accumulate(map(len, self.chosen.values())), strict=True))
+        start = ends["train"] - len(self.chosen["train"])
+        read = self.captions[start : min(ends["train"], self.read)]
+        return len(self.sources["train"]) * float((read != 0).mean()) if len(read) else 0.0
 
     def frequent_captions(self, most: int = 5) -> tuple[int, list[tuple[str, int]]]:
         """How many captions differ (but for case and spaces), and those that occur most, more than once."""

@@ -28,21 +28,27 @@ INPUTS = {
 }
 STAGES = ("data", "tokenizer", "detector", "wav2vec2", "dvae", "cache", "pretrain", "evaluation", "report")
 CUTOFFS = (1, 5, 10)
+BY_CAPTION = ("1_seen", "1_unseen")
 
 
 def retrieval_table(results: Mapping) -> dict | None:
     """{"scorers": [{"name", "cutoffs"}], "rows": [{"name", "cells" [scorers][cutoffs], "error"}], "chance"}.
 
-    The first scorer has all cutoffs, the others R@1. "chance" is as the cells of a row, None without the size
-    of the pool. The error is the standard error of the first cell, over pools; None where it is unknown.
+    The first scorer has all cutoffs, the others R@1; where results tell them apart, its R@1 over the queries
+    whose caption training has seen and has not comes second. "chance" is as the cells of a row, None without
+    the size of the pool. The error is the standard error of the first cell, over pools; None where it is
+    unknown.
     """
     keys = [
         key
         for key in RETRIEVAL_SCORERS
         if any(name.startswith(f"{key}/") and "R@" in name for name in results)
     ]
-    cutoffs = [CUTOFFS if number == 0 else CUTOFFS[:1] for number in range(len(keys))]
-    columns = list(zip(keys, cutoffs, strict=True))
+    columns = [(key, CUTOFFS if number == 0 else CUTOFFS[:1]) for number, key in enumerate(keys)]
+    names = [RETRIEVAL_SCORERS[key] for key in keys]
+    if any(name.startswith("retrieval/") and name.endswith(BY_CAPTION) for name in results):
+        columns.insert(1, ("retrieval", BY_CAPTION))
+        names.insert(1, "By whether training has seen the query's caption")
     rows = []
     for direction, name in RETRIEVAL_DIRECTIONS.items():
         cells = [[results.get(f"{key}/{direction}/R@{k}") for k in ks] for key, ks in columns]
@@ -50,8 +56,10 @@ def retrieval_table(results: Mapping) -> dict | None:
             error = results.get(f"{keys[0]}/{direction}/R@1_standard_error")
             rows.append({"name": name, "cells": cells, "error": error})
     pool = results.get("retrieval/pool")
-    chance = [[100.0 * min(k, pool) / pool for k in ks] for ks in cutoffs] if pool else None
-    scorers = [{"name": RETRIEVAL_SCORERS[key], "cutoffs": ks} for key, ks in columns]
+    tops = [[1 if k in BY_CAPTION else k for k in ks] for _, ks in columns]
+    chance = [[100.0 * min(k, pool) / pool for k in ks] for ks in tops] if pool else None
+    shown = [[str(k).replace("_", ", ") for k in ks] for _, ks in columns]
+    scorers = [{"name": name, "cutoffs": ks} for name, ks in zip(names, shown, strict=True)]
     return {"scorers": scorers, "rows": rows, "chance": chance} if rows else None
 
 
@@ -90,7 +98,7 @@ def headlines(results: Mapping) -> list[dict]:
             _beside(results, "with image", "speech_recognition/audio_image/WER"),
         ),
         ("Caption CIDEr", "captioning/image/CIDEr", _beside(results, "BLEU-4", "captioning/image/BLEU-4")),
-        ("Labels mAP", "classification/T+I+A/mAP", _beside(results, "chance", "classification/chance/mAP")),
+        (*_labels(results), _beside(results, "chance", "classification/chance/mAP")),
         (
             "Named objects drawn",
             "text_to_image/named_objects_found",
@@ -159,6 +167,13 @@ def duration(seconds: float) -> str:
 
 def _beside(results: Mapping, name: str, key: str) -> str:
     return f"{name} {results[key]:.1f}" if key in results else ""
+
+
+def _labels(results: Mapping) -> tuple[str, str]:
+    """Name and key of the labels' card: from pictures alone where there are any, as a text may name them."""
+    if "classification/I/mAP" in results:
+        return "Labels mAP, picture alone", "classification/I/mAP"
+    return "Labels mAP, text + picture + speech", "classification/T+I+A/mAP"
 
 
 def gains(results: Mapping) -> list[dict]:

@@ -13,7 +13,7 @@ from opt_jax.cache import CacheError, FeatureCache, build_cache
 from opt_jax.cache.manifest import load_arrays, save_arrays
 from opt_jax.cache.schema import caption_key, deserialize, serialize
 from opt_jax.cache.shard import READER_OPTIONS, WRITER_OPTIONS
-from opt_jax.cache.verify import verify
+from opt_jax.cache.verify import main, verify
 
 SHARD = "opt-train.array_record-00001-of-00004"
 
@@ -153,6 +153,26 @@ def test_command_line(directory):
     (directory / SHARD).unlink()
     damaged = subprocess.run(command, capture_output=True, text=True)
     assert damaged.returncode == 1 and SHARD in damaged.stdout
+
+
+def test_what_is_said_of_damage_mends_it(directory, capsys, monkeypatch):
+    path = directory / SHARD
+    whole = {path.name: path.read_bytes() for path in directory.iterdir()}
+    content = bytearray(whole[SHARD])
+    content[-100] ^= 16  # of the same size: a build alone does not see it
+    path.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["verify", str(directory)])
+    assert main() == 1
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == f"to mend it: delete {SHARD} and run the build again, which makes only missing shards anew"
+    path.unlink()
+    build_cache(
+        TinySource(), TinyExtractor(), directory, {}, split="train", schema=SCHEMA, examples_per_shard=3
+    )
+    assert main() == 0 and {path.name: path.read_bytes() for path in directory.iterdir()} == whole
+    (directory / "rows.npz").write_bytes(b"")
+    assert main() == 1
+    assert capsys.readouterr().out.endswith(f"to mend it: delete {directory} and build the cache again\n")
 
 
 def test_missing_feature_is_an_error(directory):

@@ -121,7 +121,7 @@ BAD_SOUNDS = {
     ),
     "hour.flac": (sound(np.zeros(3600 * 8000, np.int16), 8000, "FLAC"), "is 3600 s long, at most 1800"),
     "claims.wav": (wav_header(10 * 10**9, b""), "has 0 samples"),
-    "claims64.wav": (rf64_header(10 * 10**9, bytes(800)), "s long, at most 1800|is silent"),
+    "claims64.wav": (rf64_header(10 * 10**9, bytes(800)), "claims 10000000080 bytes and holds 880"),
     "truncated.flac": (sound(tone(), 16_000, "FLAC")[:20], "cannot be decoded"),
     "text.wav": (b"not found", "cannot be decoded: Format not recognised"),
     "rate.wav": (sound(np.zeros(400), 1_000_000_007), "has 1000000007 samples a second"),

@@ -197,7 +197,9 @@ def test_ids_that_are_refused(folder, value, shown, reason):
         (b"null", "holds NoneType, expected an object"),
         (b"[" * 100_000 + b"]" * 100_000, "is no valid JSON"),
         (b'{"id": "b", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is no valid JSON"),
-        (b'{"id": "b", "caption": "\xff\xfe"}', "is no valid UTF-8"),
+        (b'{"id": "b\xff", "caption": "A ball."}', "is no valid UTF-8"),
+        (b'{"id": 5, "caption": "\xff"}', "is no valid UTF-8"),
+        (b'{"id": "b", "caption: \xff"}', "is no valid UTF-8"),
         (b'{"id": "b", "n": ' + b"9" * 100_000 + b"}", "is no valid JSON"),
         (b'{"id": "' + b"b" * (MAX_ROW + 5) + b'"}', "has 16 MiB, at most 16"),
     ],
@@ -206,6 +208,20 @@ def test_ids_that_are_refused(folder, value, shown, reason):
 def test_lines_that_are_refused(folder, line, reason):
     source = manifest(folder, GOOD, line, GOOD | {"id": "c"})
     assert_only_this_is_bad(source, 1, "list.jsonl, row 1", "row", reason)
+
+
+def test_a_caption_that_is_no_utf8_is_told_by_its_id(folder):
+    bad = b'{"id": "b", "caption": "\xff\xfe"}'
+    # A file may begin with the mark of its byte order.
+    source = manifest(folder, b"\xef\xbb\xbf" + bad, GOOD, bad.replace(b'"b"', b'"c"'))
+    for index, name in ((0, "b"), (2, "c")):
+        with pytest.raises(UnusableSampleError, match=f"sample '{name}': row is no valid UTF-8"):
+            source[index]
+    for end, separator in (("csv", b","), ("tsv", b"\t")):
+        lines = [b"caption, id", b"A ball.,a", b"\xff,b", b""]
+        source = table(folder, b"\n".join(lines).replace(b",", separator), f"list.{end}")
+        with pytest.raises(UnusableSampleError, match="sample 'b': row is no valid UTF-8"):
+            source[1]
 
 
 def test_empty_lines_and_other_line_ends(folder):
@@ -254,7 +270,8 @@ def test_a_quote_within_a_cell_does_not_open_it(folder):
         ("b,good.png,good.wav,more", "has 4 cells, the header 3"),
         ('b,"good.png"x,good.wav', "is no valid CSV"),
         ('b,good.png,"' + "x" * 200_000 + '"', "is no valid CSV: field larger than"),
-        (b"b,good.png,\xff", "is no valid UTF-8"),
+        (b"b\xff,good.png,good.wav", "is no valid UTF-8"),
+        (b"b,\xff", "is no valid UTF-8"),
     ],
 )
 def test_rows_of_csv_that_are_refused(folder, row, reason):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -105,3 +108,25 @@ def test_plan_stays_the_same_from_version_to_version():
         ([3, 1], 10),
         ([4, 0], 4),
     ]
+
+
+MEASURE = r"""
+import re, time
+import numpy as np
+from opt_jax.data.plan import plan_epoch
+def peak():  # KiB; what getrusage gives starts at the peak of the process that started this one
+    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+random, rows = np.random.default_rng(0), 1_000_000
+text, audio = (random.integers(1, most, rows, np.int32) for most in (128, 384))
+presence = random.random((rows, 3), np.float32) < 0.9
+before, start = peak(), time.monotonic()
+batches = plan_epoch(0, 0, text, audio, presence, 256, ((32, 96), (64, 192), (128, 384)))
+assert len(batches) == rows // 256
+print(time.monotonic() - start, peak() - before >> 10)
+"""
+
+
+def test_an_epoch_of_a_million_rows_is_planned_in_bounded_memory():
+    seconds, grown = subprocess.check_output([sys.executable, "-c", MEASURE], text=True).split()
+    print(f"1,000,000 rows: {float(seconds):.2f} s, {grown} MiB")
+    assert float(seconds) < 10 and 4 < int(grown) < 100

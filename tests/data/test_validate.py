@@ -17,11 +17,10 @@ from raw_files import BAD_PICTURES, file_of, picture, sound, tone
 
 from opt_jax.data import validate as validate_module
 from opt_jax.data.sources import open_split
-from opt_jax.data.triplet import Regions, Triplet
+from opt_jax.data.triplet import Triplet
 from opt_jax.data.validate import main, validate
-from opt_jax.data.validate_costs import costs
 from opt_jax.data.validate_summary import shown, size
-from opt_jax.data.validate_tally import SECONDS, Histogram, Place, Tally
+from opt_jax.data.validate_tally import SECONDS, Histogram, Tally
 
 SCRIPT = "<script>alert('1')</script> & \x1b[31mred"
 
@@ -344,24 +343,20 @@ def test_histograms_include_their_upper_edges():
     assert Histogram(SECONDS).bars() == []
 
 
-def test_costs_by_hand_and_against_a_run():
-    image = np.zeros((8, 8, 3), np.uint8)
-    tally = Tally()
-    spoken = Triplet("a", image, "ab", np.zeros(30 * 16_000, np.float32), references=("ab",))
-    tally.add(spoken, (), Place("train", "x", 0, 0))
-    small, grid, published = costs(tally)
-    assert small["bytes"] == 350 + 4 + 64 * 4 + 10 * (256 + 36) + 5.12 * 50 * 256
-    assert published["bytes"] == 350 + 4 + 1024 * 4 + 36 * (4096 + 36) + 30 * 50 * 1536
-    assert published["seconds"] == pytest.approx(7.2 + 2.6 + 30 * 56 / 600)
-    regions = Regions(np.zeros((5, 2048), np.float32), np.zeros((5, 4)), np.ones(5), np.ones(5), 640, 480)
-    tally = Tally()
-    tally.add(Triplet("b", regions=regions), (), Place("train", "x", 0, 0))
-    assert tally.parts == {"image": 1}
-    assert costs(tally)[2]["bytes"] == 350 + 5 * (4096 + 36) and costs(tally)[2]["seconds"] == 0
-    # 9,000 rows of Spoken Scenes take 113 s with the small encoders.
-    tally = Tally()
-    tally.pixels.counts[5], tally.within[5.12] = 9000, 9000 * 2.6
-    assert costs(tally)[0]["seconds"] == pytest.approx(113, rel=0.05)
+def test_copies_are_those_of_training_rows_with_captions(folder, capsys):
+    for split, count in (("train", 30), ("validation", 10), ("test", 10)):
+        rows = [row(i, **({"caption": None} if i % 3 == 0 else {})) for i in range(count)]
+        write(folder, rows, f"{split}.jsonl")
+    sources = {split: open_split(str(folder), split) for split in ("test", "train", "validation")}
+    found = validate(sources, processes=1)
+    small, grid, _ = found.costs()
+    seconds = 0.5 * 0.0025 + 0.0002
+    assert small["seconds"] == pytest.approx(50 * (0.006 + seconds))
+    assert grid["seconds"] == pytest.approx((50 + 3 * 20) * (0.0145 + seconds))
+    some = validate(sources, rows=9, processes=1).costs()
+    assert some[1]["seconds"] == pytest.approx(grid["seconds"], rel=0.15)
+    test = {"test": sources["test"]}
+    assert validate(test, processes=1).costs()[1]["seconds"] == pytest.approx(10 * (0.0145 + seconds))
 
 
 def test_text_for_a_terminal():

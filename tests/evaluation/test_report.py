@@ -142,6 +142,31 @@ def test_figures_stand_beside_chance(run):
     assert "something/else 12.125" in text
 
 
+def test_queries_are_told_apart_by_their_captions_where_results_do(run):
+    path = run / "results.json"
+    results = json.loads(path.read_text())
+    results |= {"retrieval/text_to_image/R@1_seen": 91.25, "retrieval/text_to_image/R@1_unseen": 31.75}
+    results |= {"retrieval/image_to_text/R@1": 61.5}
+    path.write_text(json.dumps(results))
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "R@1 R@5 R@10 R@1, seen R@1, unseen R@1" in text
+    assert "Best combination By whether training has seen the query's caption Matching" in text
+    assert "Text → image 71.2 ±1.5 – – 91.2 31.8 5.5" in text
+    assert "Image → text 61.5 – – – – –" in text
+    assert "Chance, k / pool 2.5 12.5 25.0 2.5 2.5 2.5" in text
+
+
+def test_the_labels_of_the_headline_are_read_off_pictures_where_there_are_any(run):
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "Labels mAP, picture alone 70.5 chance 9.8" in text
+    path = run / "results.json"
+    results = json.loads(path.read_text())
+    del results["classification/I/mAP"]
+    path.write_text(json.dumps(results))
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "Labels mAP, text + picture + speech 81.5 chance 9.8" in text
+
+
 def test_examples_show_what_is_correct_and_where_words_differ(run):
     html = write_report(run).read_text()
     page = Page(html)
