@@ -6,7 +6,7 @@ pre-training, `--config.data.source=SOURCE` in fine-tuning.
     data/mine                         a folder with train.jsonl, validation.jsonl and test.jsonl (or .csv)
     data/all.csv,hold_out=500         one list; 500 rows each become validation and test
     data/{split}/*.tar                tar shards
-    coco_captions:captions_{split}2017.json,images=coco/{split}2017,weight=2 + data/mine
+    coco_captions:captions_train2017.json,images=coco/train2017,hold_out=5000,weight=2 + data/mine
     karpathy:dataset_flickr30k.json,images=flickr30k
     librispeech:LibriSpeech/{split},train=train-clean-100,validation=dev-clean,test=test-clean
     vqa:questions_{split}.json,annotations=annotations_{split}.json,images=coco,validation=val,test=val
