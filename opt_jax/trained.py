@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from opt_jax.cache.extraction import Extraction
+from opt_jax.cache.manifest import Manifest, read_manifest
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.cache.schema import Quarantine, Schema, caption_key, make_example
-from opt_jax.checkpoints import restore_parameters
+from opt_jax.checkpoints import DamagedCheckpoint, restore_parameters
 from opt_jax.data.loader import collate
 from opt_jax.data.plan import Batch
 from opt_jax.data.triplet import Triplet, UnusableSampleError
@@ -20,7 +22,12 @@ from opt_jax.encoders.frozen import FrozenEncoderError, digest, load_frozen
 from opt_jax.encoders.tokenizer import Tokenizer, load_tokenizer
 from opt_jax.encoders.validation import ENCODERS
 from opt_jax.evaluation.scorers import Model
+from opt_jax.models.opt import OPT
 from opt_jax.pipeline import build_model, region_positions
+from opt_jax.stages import DONE, read_record
+from opt_jax.tasks.validation import TASKS
+
+TRAIN_FEATURES = Path("cache") / "train" / "features"
 
 
 class WorkdirError(ValueError):
@@ -94,19 +101,47 @@ class Examples:
         return self._rows[row]
 
 
+@dataclasses.dataclass(frozen=True)
+class FineTuned:
+    """What a fine-tuning made of a pre-trained model, for one task. C classes, D width of the model.
+
+    Attributes:
+      trained: the pre-trained model, whose encoders, tokenizer and statistics the fine-tuned one shares.
+      model: the fine-tuned one, to be asked. step: of the fine-tuning, that its parameters are of.
+      config: of the fine-tuning.
+      classes: {"kernel": [4 D, C], "bias": [C]}, which choose a label or an answer; None for other tasks.
+      class_names: of the data that it was fine-tuned on: the labels, or the answers.
+    """
+
+    trained: Trained
+    model: Model
+    step: int
+    config: ConfigDict
+    classes: Mapping[str, jax.Array] | None
+    class_names: tuple[str, ...]
+
+
+def read_config(workdir) -> ConfigDict:
+    """The configuration as run; one with a `task` is that of a fine-tuning. Raises WorkdirError."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise WorkdirError(f"{workdir} holds no {path.name}; name the --workdir of a training")
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged ({error}); run the training's command again") from error
+
+
 def load_trained(workdir, step: int | None = None) -> Trained:
     """What `python -m opt_jax.main` made in `workdir`, with the parameters of a step, by default the last.
 
     Raises WorkdirError; CacheError, FrozenEncoderError or DamagedCheckpoint for what is there but damaged.
     """
     workdir = Path(workdir)
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise WorkdirError(f"{workdir} holds no {path.name}; name the --workdir of a training")
-    config = ConfigDict(json.loads(path.read_text()))
+    config = read_config(workdir)
     if "encoders" not in config:
         raise WorkdirError(f"{workdir} is that of a {config.get('task')}, not of a pre-training")
-    cache = FeatureCache(workdir / "cache" / "train" / "features")
+    cache = FeatureCache(workdir / TRAIN_FEATURES)
     used = cache.manifest.fingerprint["extractor"]
     encoders = {name: _encoder(config, workdir, name, used[name]) for name in ENCODERS}
     words = config.encoders.tokenizer
@@ -138,6 +173,63 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         regions=region_positions(config, {"train": cache}),
         dvae=dvae,
     )
+
+
+def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTuned:
+    """What `opt_jax.finetuning` made in `workdir`, with the parameters of a step, by default the last.
+
+    pretrained: directory of the pre-training, by default where it was when the fine-tuning began.
+
+    Raises WorkdirError for a pre-training that is not there, or is another; and what `load_trained` raises.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    if config.get("task") not in TASKS:
+        raise WorkdirError(f"{workdir} is not that of a fine-tuning; name one's --workdir")
+    place = Path(pretrained or config.pretrained)
+    if not (place / "config.json").is_file():
+        raise WorkdirError(
+            f"{workdir} was fine-tuned from a pre-training, which is not in {place.absolute()}; tell where"
+            " it is now with --pretrained=DIR"
+        )
+    try:
+        found, params = restore_parameters(workdir / "checkpoints" / "finetune", step)
+    except FileNotFoundError as error:
+        none = f"{workdir} holds no checkpoint of its {config.task} yet; run its command again, to the end"
+        raise WorkdirError(none if step is None else str(error)) from error
+    except DamagedCheckpoint as error:
+        what = str(error).splitlines()[0]  # the storage library quotes its configuration
+        raise DamagedCheckpoint(f"{what}; delete it, and run the fine-tuning's command again") from error
+    data = _features(config, workdir, place)
+    trained = load_trained(place, config.pretrained_step or None)
+    opt, classes = (params["opt"], params["classes"]) if "classes" in params else (params, None)
+    if jax.tree.map(np.shape, opt) != jax.tree.map(np.shape, trained.model.params):
+        raise _another(workdir, place)
+    network = OPT(trained.config.model.to_dict() | {"dtype": config.precision}, trained.model.model.sizes)
+    model = Model(network, opt, trained.model.statistics)
+    return FineTuned(trained, model, found, config, classes, data.class_names)
+
+
+def _features(config: ConfigDict, workdir: Path, pretrained: Path) -> Manifest:
+    """Of the features that a fine-tuning was trained on: its own, or those of the pre-training.
+
+    Raises WorkdirError where they are not what this pre-training's encoders make.
+    """
+    theirs = read_manifest(pretrained / TRAIN_FEATURES)
+    if config.data.kind == "pretraining":
+        used = read_record(workdir / "before" / DONE)
+        if used is not None and used["inputs"]["caches"]["train"] != theirs.digest:
+            raise _another(workdir, pretrained)
+        return theirs
+    own = read_manifest(workdir / TRAIN_FEATURES)
+    if own.fingerprint["extractor"] != theirs.fingerprint["extractor"]:
+        raise _another(workdir, pretrained)
+    return own
+
+
+def _another(workdir: Path, pretrained: Path) -> WorkdirError:
+    told = f"{workdir} was fine-tuned from another pre-training than the one in {pretrained}"
+    return WorkdirError(f"{told}; tell where that is with --pretrained=DIR")
 
 
 def _encoder(config: ConfigDict, workdir: Path, name: str, wanted) -> Path | None:
