@@ -312,8 +312,9 @@ def pretrain(
         inputs["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
     initial = None
     if config.initial_parameters:
-        initial = load_frozen(config.initial_parameters)[0]
-        initial = for_standardised_regions(initial, statistics.region_mean, statistics.region_deviation)
+        initial, made = load_frozen(config.initial_parameters)
+        if not made.get("standardised"):  # as this project's own are
+            initial = for_standardised_regions(initial, statistics.region_mean, statistics.region_deviation)
         inputs["initial_parameters"] = digest(config.initial_parameters)
     validation = None
     if config.train.validate_every:

@@ -1,13 +1,20 @@
-"""Published weights into directories: frozen encoders for `config.encoders.<name>.pretrained`, BERT and
-UNITER for `config.initial_parameters`.
+"""Weights from PyTorch, and to it. `import` makes directories of published weights: frozen encoders for
+`config.encoders.<name>.pretrained`, BERT, UNITER and an exported OPT for `config.initial_parameters`.
 
     python -m opt_jax.convert import --kind=wav2vec2 --source=facebook/wav2vec2-base-960h --out=wav2vec2-base
     python -m opt_jax.convert import --kind=dvae --source=FOLDER_WITH_ENCODER_AND_DECODER_PKL --out=dvae
     python -m opt_jax.convert import --kind=faster_rcnn --source=faster_rcnn_from_caffe_attr.pkl --out=vg
     python -m opt_jax.convert import --kind=bert --source=bert-base-uncased --out=bert
     python -m opt_jax.convert import --kind=uniter --source=uniter-base.pt --out=uniter
+    python -m opt_jax.convert import --kind=opt --source=exported --out=opt
 
 A source is a file, a folder, or a name on the Hugging Face hub where there is a network.
+
+`export` makes a folder that PyTorch loads, with torch and transformers alone, of what was trained here: of a
+working directory, or of a step in its checkpoints.
+
+    python -m opt_jax.convert export --checkpoint=runs/tiny --out=exported
+    python -m opt_jax.convert export --checkpoint=runs/tiny/checkpoints/pretrain/1000 --out=exported
 """
 
 import argparse
@@ -18,7 +25,9 @@ from pathlib import Path
 
 from flax.traverse_util import unflatten_dict
 
-from opt_jax.convert import bert, dvae, faster_rcnn, uniter, wav2vec2
+from opt_jax.convert import bert, dvae, faster_rcnn, opt, uniter, wav2vec2
+from opt_jax.convert.export import PARTS, export
+from opt_jax.convert.shards import DTYPES, ExportError
 from opt_jax.convert.sources import SourceFileError, read_arrays
 from opt_jax.convert.table import ConversionError, convert
 from opt_jax.encoders.frozen import save_frozen
@@ -78,22 +87,44 @@ def import_uniter(source: Path) -> tuple[dict, dict]:
     return convert(arrays, table, shapes, f"{source} (uniter)"), config.to_dict()
 
 
+def import_opt(source: Path) -> tuple[dict, dict]:
+    """(parameters, configuration) of a folder that `export` made, fine-tuned in PyTorch or not."""
+    arrays = read_arrays(source)
+    config = opt.configuration(_read_json((source if source.is_dir() else source.parent) / "config.json"))
+    shapes = opt.shapes(config)
+    parameters = convert(arrays, opt.rows(config, shapes), shapes, f"{source} (opt)")
+    return parameters, opt.initial_configuration(config)
+
+
 KINDS = {
     "bert": import_bert,
     "dvae": import_dvae,
     "faster_rcnn": import_faster_rcnn,
+    "opt": import_opt,
     "uniter": import_uniter,
     "wav2vec2": import_wav2vec2,
 }
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser("opt_jax.convert", description=__doc__)
-    command = parser.add_subparsers(dest="command", required=True).add_parser("import")
-    command.add_argument("--kind", required=True, choices=sorted(KINDS))
-    command.add_argument("--source", required=True, help="a file, a folder, or a name on the hub")
-    command.add_argument("--out", required=True, type=Path, help="a folder that is not there yet")
+    form = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser("opt_jax.convert", **form)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("import").add_argument
+    add("--kind", required=True, choices=sorted(KINDS))
+    add("--source", required=True, help="a file, a folder, or a name on the hub")
+    add("--out", required=True, type=Path, help="a folder that is not there yet")
+    add = commands.add_parser("export").add_argument
+    add("--checkpoint", required=True, help="a training's workdir, or a step in its checkpoints")
+    add("--out", required=True, type=Path, help="the folder to make")
+    add("--pretrained", help="of a fine-tuning: where the pre-training is now, if no longer where it was")
+    add("--dtype", default="float32", choices=DTYPES, help="of the weights")
+    add("--only", default="all", choices=PARTS, help="encoder: without the decoders")
+    add("--force", action="store_true", help="replace an exported folder")
     flags = parser.parse_args(arguments)
+    if flags.command == "export":
+        run_export(flags)
+        return
     try:
         run_import(flags.kind, flags.source, flags.out)
     except ConversionError as error:
@@ -101,6 +132,22 @@ def main(arguments=None) -> None:
         sys.exit(f"opt_jax: {error}")
     except (SourceFileError, ValueError) as error:
         sys.exit(f"opt_jax: {error}")
+
+
+def run_export(flags: argparse.Namespace) -> None:
+    """Exports; ends with one message where the checkpoint or the folder is not as it must be."""
+    # Not above: it defines flags, which other programs that import this module have no use for.
+    from opt_jax.main import expected_errors
+
+    options = {"pretrained": flags.pretrained, "dtype": flags.dtype, "only": flags.only, "force": flags.force}
+    try:
+        export(flags.checkpoint, flags.out, **options)
+    except (*expected_errors(), ExportError, OSError) as error:
+        sys.exit(f"opt_jax: {error}")
+    files = sorted(flags.out.iterdir())
+    for file in files:
+        print(f"{file.name:40} {file.stat().st_size:,} bytes")
+    print(f"{flags.checkpoint} is exported to {flags.out}")
 
 
 def run_import(kind: str, source: str, out: Path) -> None:

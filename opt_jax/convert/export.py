@@ -1,0 +1,209 @@
+"""A trained model as a folder for PyTorch: weights, config.json, and the files that define the model there.
+
+The folder is made beside the one that was named, and renamed when it is complete.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from opt_jax.checkpoints import DamagedCheckpoint
+from opt_jax.convert import opt
+from opt_jax.convert.shards import ExportError, Planned, total_size, write_weights
+from opt_jax.encoders.tokenizer import Tokenizer
+from opt_jax.export import MODELING_FILES
+from opt_jax.models.inputs import Statistics
+from opt_jax.models.opt import OPT
+from opt_jax.partitioning import path_name
+from opt_jax.trained import WorkdirError, load_finetuned, load_trained, read_config
+
+LIMIT = 5 * 10**9  # bytes of one file of weights, as is usual on the hub
+SPARE = 10**7  # bytes for whatever is not weights
+PARTS = ("all", "encoder")
+CLASSES = {
+    "AutoConfig": "configuration_opt_jax.OptJaxConfig",
+    "AutoModel": "modeling_opt_jax.OptJaxModel",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an exported folder is made of.
+
+    Attributes:
+      network, params: the model and its tree of parameters. statistics: of its features.
+      tokenizer: whose special tokens the text decoder writes.
+      classes: {"kernel": [4 D, C], "bias": [C]} of a fine-tuned classifier, or None. class_names: C names.
+    """
+
+    network: OPT
+    params: Any
+    statistics: Statistics
+    tokenizer: Tokenizer
+    classes: Any = None
+    class_names: tuple[str, ...] = ()
+
+
+def export(
+    checkpoint, out: Path, *, pretrained=None, dtype: str = "float32", only: str = "all", force=False
+) -> None:
+    """Writes the folder `out`.
+
+    Args:
+      checkpoint: the working directory of a pre-training or a fine-tuning, or a step in its checkpoints.
+      pretrained: of a fine-tuning: where its pre-training is now, if no longer where it was.
+      dtype: of the weights, one of `shards.DTYPES`. only: one of `PARTS`; 'encoder' leaves the two decoders
+        out. force: replace an exported folder.
+
+    Raises: ExportError; and, for a checkpoint that is unfinished, damaged or foreign, what `load_trained` and
+      `load_finetuned` raise. In all cases what was in `out` stays as it was.
+    """
+    check_place(out, force)
+    write_folder(load(checkpoint, pretrained), out, dtype=dtype, only=only, force=force)
+
+
+def load(checkpoint, pretrained=None) -> Exported:
+    """What there is to export in a working directory, or of a step in its checkpoints."""
+    workdir, kind, step = found_in(Path(checkpoint))
+    config = read_config(workdir)
+    if "task" not in config and "encoders" not in config:
+        raise WorkdirError(f"{workdir / 'config.json'} is not that of a training; name the --workdir of one")
+    if "task" in config:
+        tuned = load_finetuned(workdir, step, pretrained)
+        names = tuned.class_names if tuned.classes is not None else ()
+        model, tokenizer, rest = tuned.model, tuned.trained.tokenizer, (tuned.classes, names)
+    else:
+        if pretrained:
+            raise WorkdirError(f"--pretrained is for a fine-tuning; {workdir} is a pre-training's")
+        trained = load_trained(workdir, None if kind == "pretrain_best" else step)
+        if step not in (None, trained.step):
+            raise WorkdirError(f"{checkpoint} is no more; there is step {trained.step} now")
+        model, tokenizer, rest = trained.model, trained.tokenizer, ()
+    return Exported(model.model, model.params, model.statistics, tokenizer, *rest)
+
+
+def found_in(place: Path) -> tuple[Path, str | None, int | None]:
+    """(working directory, directory of checkpoints, step) that a path names; the latter None where it does
+    not."""
+    place = place.absolute()
+    if place.parent.parent.name == "checkpoints" and not (place / "config.json").is_file():
+        if not place.name.isdigit() or not place.is_dir():
+            raise WorkdirError(f"{place} is no finished checkpoint; name the --workdir, or another step")
+        return place.parents[2], place.parent.name, int(place.name)
+    return place, None, None
+
+
+def check_place(out: Path, force: bool) -> None:
+    """Raises ExportError where `out` is there and may not be replaced."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if not force:
+        raise ExportError(f"{out} exists; name a folder that is not there yet, or replace it with --force")
+    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not is_exported(out)):
+        raise ExportError(f"{out} is no exported model, and only such a one --force replaces; name another")
+
+
+def is_exported(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "config.json").read_text())["model_type"] == opt.MODEL_TYPE
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def write_folder(
+    exported: Exported,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    only: str = "all",
+    force: bool = False,
+    limit: int = LIMIT,
+) -> None:
+    """Writes the folder; arguments as of `export`. limit: bytes of one file of weights."""
+    check_place(out, force)
+    config = configuration(exported, dtype, only)
+    tensors, values = weights(exported, config, dtype)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(out.absolute().parent).free, total_size(tensors) + SPARE
+    if free < needed:
+        told = f"{out.absolute().parent} has {free / 1e9:.2f} GB free, the export takes {needed / 1e9:.2f} GB"
+        raise ExportError(f"{told}; make room, name another --out, or ask for --dtype=bfloat16")
+    with beside(out) as aside:
+        write_weights(aside, tensors, values, limit)
+        (aside / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        for name in MODELING_FILES:
+            shutil.copyfile(Path(__file__).parents[1] / "export" / name, aside / name)
+
+
+@contextlib.contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A fresh folder beside `out`, which becomes `out` at the end, in place of what was there."""
+    out = out.absolute()
+    aside, old = (out.with_name(f".{out.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    aside.mkdir()
+    try:
+        yield aside
+        if out.exists():
+            out.rename(old)
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def configuration(exported: Exported, dtype: str, only: str) -> dict:
+    """config.json, as `OptJaxConfig` reads it."""
+    model, sizes, tokenizer = exported.network.config, exported.network.sizes, exported.tokenizer
+    fields = (*opt.MODEL_FIELDS, "dropout", "initializer_range", "temperature_min")
+    names = list(exported.class_names)
+    config = {"model_type": opt.MODEL_TYPE, "architectures": ["OptJaxModel"], "auto_map": CLASSES}
+    config |= {"dtype": dtype} | dataclasses.asdict(sizes) | {name: model[name] for name in fields}
+    config |= {name: dict(model[name]) if only == "all" else None for name in opt.DECODERS}
+    config |= {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "cls", "sep", "mask")}
+    config["num_classes"] = 0 if exported.classes is None else len(exported.classes["bias"])
+    if names:
+        config["id2label"] = dict(enumerate(names))
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+    return config
+
+
+def weights(exported: Exported, config: Mapping, dtype: str) -> tuple[list[Planned], Iterator[np.ndarray]]:
+    """The tensors to write and, one at a time, their numbers.
+
+    Raises: DamagedCheckpoint: the parameters are not those of the network.
+    """
+    tree = dict(exported.params) | ({"classes": exported.classes} if config["num_classes"] else {})
+    found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    left_out = [name for name in opt.DECODERS if not config[name]]
+    found = {path: leaf for path, leaf in found.items() if path.split("/")[0] not in left_out}
+    shapes = opt.shapes(config)
+    if shapes != {path: leaf.shape for path, leaf in found.items()}:
+        different = sorted(p for p in {*shapes, *found} if shapes.get(p) != np.shape(found.get(p)))
+        raise DamagedCheckpoint(f"the parameters are not those of the configuration: {', '.join(different)}")
+    statistics = {f"embedder.{name}": getattr(exported.statistics, name) for name in opt.STATISTICS}
+    lines = list(opt.tensors(opt.table(config), shapes))
+
+    def numbers() -> Iterator[np.ndarray]:
+        path, leaf = None, None
+        for _, line, index in lines:
+            if line.path != path:
+                path, leaf = line.path, np.asarray(found[line.path])
+            yield line.layout.to_tensor(leaf[index])
+        yield from (np.asarray(array) for array in statistics.values())
+
+    def shape(line, index):
+        return line.layout.to_tensor(np.empty(shapes[line.path], bool)[index]).shape
+
+    planned = [Planned(name, shape(line, index), dtype) for name, line, index in lines]
+    planned += [Planned(name, array.shape, dtype) for name, array in statistics.items()]
+    return planned, numbers()
