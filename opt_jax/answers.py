@@ -80,7 +80,6 @@ def finetuned_answers(tuned: FineTuned, triplet: Triplet, texts: list[str], seed
         return {"labels": choose(tuned, batch, given, "label")}
     # As long as it was taught: the longest answer with its [SEP], without [CLS].
     longest = max(len(trained.tokenizer.encode(answer)) for answer in tuned.class_names) - 1
-    longest = min(longest, trained.config.model.max_text_positions)
     written = write(trained.tokenizer, tuned.model, batch, given, beams=1, max_length=longest)
     return {"answers": choose(tuned, batch, given, "answer"), "answer_written": written}
 
@@ -114,7 +113,8 @@ def flags(keep: Keep) -> str:
 def write(
     tokenizer: Tokenizer, model: Model, batch, keep: Keep, *, beams: int, max_length: int = MAX_WORD_PIECES
 ) -> str:
-    """The text that a model writes for the first row of a batch, shown `keep`."""
+    """The text that a model writes for the first row of a batch, shown `keep`; it ends with its positions."""
+    max_length = min(max_length, model.model.config["max_text_positions"])
     options = {"max_length": max_length, "end_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
     return tokenizer.decode(model.text(batch, keep, beams=beams, **options)[0])
 

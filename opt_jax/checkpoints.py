@@ -55,7 +55,7 @@ def leaf_hashes(tree: Any) -> dict[str, int]:
 
 def _brief(error: Exception) -> str:
     """The readable beginning of an error of the storage library, which adds its whole configuration."""
-    return f"{type(error).__name__}: {str(error).split(' [', 1)[0][:400]}"
+    return f"{type(error).__name__}: {[*str(error).splitlines(), ''][0].split(' [', 1)[0][:400]}"
 
 
 class Checkpoints:

@@ -198,8 +198,7 @@ def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTun
         none = f"{workdir} holds no checkpoint of its {config.task} yet; run its command again, to the end"
         raise WorkdirError(none if step is None else str(error)) from error
     except DamagedCheckpoint as error:
-        what = str(error).splitlines()[0]  # the storage library quotes its configuration
-        raise DamagedCheckpoint(f"{what}; delete it, and run the fine-tuning's command again") from error
+        raise DamagedCheckpoint(f"{error}; delete it, and run the fine-tuning's command again") from error
     data = _features(config, workdir, place)
     trained = load_trained(place, config.pretrained_step or None)
     opt, classes = (params["opt"], params["classes"]) if "classes" in params else (params, None)

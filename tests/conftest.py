@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, so that meshes can be compared on one machine."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -8,7 +9,23 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax  # noqa: E402  (after the environment that it reads at import)
+import pytest  # noqa: E402
 
 cache = Path(tempfile.gettempdir()) / f"opt_jax_tests_{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """Working directory of the smallest pre-training, evaluated; tests read it and leave it as it is."""
+    from test_pipeline import smallest_config
+
+    from opt_jax import pipeline
+
+    workdir = tmp_path_factory.mktemp("pretrained")
+    config = smallest_config(workdir)
+    config.train.steps = 2
+    pipeline.run(config, workdir)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    return workdir

@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_pipeline import smallest_config
 
 from opt_jax import ablation, finetuning, pipeline
 from opt_jax.cache import CacheError
@@ -26,16 +25,6 @@ FIGURES = {
     "text_to_image": ["text_to_image/code_accuracy", "audio_to_image/code_perplexity"],
     "vqa": ["question_answering/T+I/accuracy", "question_answering/I+A/accuracy_written"],
 }
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("pretrained")
-    config = smallest_config(workdir)
-    config.train.steps = 2
-    pipeline.run(config, workdir)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
-    return workdir
 
 
 def smallest_task(name, pretrained, workdir):

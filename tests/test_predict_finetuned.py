@@ -9,7 +9,6 @@ import pytest
 import soundfile
 from PIL import Image
 from test_finetuning import smallest_task
-from test_pipeline import smallest_config
 
 from opt_jax import finetuning, pipeline
 from opt_jax.answers import finetuned_answers, pretrained_answers
@@ -31,18 +30,8 @@ ASKED = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A pre-training's stages but for the evaluation, which nobody asks here."""
-    workdir = tmp_path_factory.mktemp("pretrained")
-    config = smallest_config(workdir)
-    config.train.steps = 1
-    sources = pipeline.make_sources(config, workdir)
-    tokenizer = pipeline.make_tokenizer(config, workdir, sources)
-    encoders = pipeline.make_encoders(config, workdir, sources)
-    caches = pipeline.make_caches(config, workdir, sources, tokenizer, encoders)
-    pipeline.pretrain(config, workdir, caches, tokenizer, encoders)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
-    return load_trained(workdir)
+def trained(pretrained):
+    return load_trained(pretrained)
 
 
 @pytest.fixture(scope="module")
