@@ -12,9 +12,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from opt_jax.models.embeddings import table
-from opt_jax.models.layers import TransformerStack, dropout, layer_norm, norm_init, partitioned, product
+from opt_jax.models.layers import (
+    ByLayer,
+    TransformerStack,
+    dropout,
+    few_rows,
+    layer_norm,
+    norm_init,
+    partitioned,
+    product,
+)
 
-Cache = tuple[jax.Array, jax.Array]
+Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer
+Ready = tuple[tuple[ByLayer, ...], jax.Array]  # of each layer, and the output's table
 
 
 class Decoder(nn.Module):
@@ -65,22 +75,38 @@ class Decoder(nn.Module):
         x = self.layers(x, causal, memory_kv=memory_kv, memory_mask=memory_mask, key=keys[1])
         return self.logits(x, words)
 
-    def step(
-        self, symbol, position, cache: Cache, memory_kv, memory_valid, words=None
-    ) -> tuple[jax.Array, Cache]:
-        """Logits [B, size] of the symbol at `position` (scalar), given the one before it [B] (ignored at
-        position 0)."""
+    def by_layer(self, memory_kv: jax.Array, words=None) -> Ready:
+        """What `step` reads of M and of the parameters; to be called once, before a loop over positions."""
         words = self.symbols if words is None else words
-        x = jnp.where(position == 0, self.start, jnp.take(words, symbol, axis=0))[:, None]
-        x = self.embed(x, lax.dynamic_slice_in_dim(self.positions, position, 1), memory_kv.dtype)
-        x, cache = self.layers.step(x, cache, position, memory_kv, memory_valid[:, None, None, :])
-        return self.logits(x, words)[:, 0], cache
+        return self.layers.by_layer(memory_kv), words.astype(memory_kv.dtype)
 
-    def empty_cache(self, batch: int, length: int, dtype) -> Cache:
-        """An empty key-value cache for `length` positions: two arrays [L, B, length, H, K]."""
+    def step(
+        self, symbol, position, cache: Cache, memory_kv, memory_valid, words=None, origin=None
+    ) -> tuple[jax.Array, Cache]:
+        """One step of decoding G sequences for each of B memories.
+
+        Args:
+          symbol: [B * G] the one before `position` (scalar); ignored at position 0.
+          cache: from `empty_cache`, or the step before. memory_valid: [B, S].
+          memory_kv: from `memory`, or what `by_layer` made of it, which saves a loop much copying.
+          origin: see `TransformerStack.step`.
+        Returns: logits [B * G, size] of the symbol at `position`, the cache with this position.
+        """
+        layers, output = memory_kv if isinstance(memory_kv, tuple) else self.by_layer(memory_kv, words)
+        words = self.symbols if words is None else words
+        x = jnp.where(position == 0, self.start, jnp.take(words, symbol, axis=0))
+        x = self.embed(x, lax.dynamic_slice_in_dim(self.positions, position, 1), output.dtype)
+        x = x.reshape(len(memory_valid), -1, x.shape[-1])
+        x, cache = self.layers.step(x, cache, position, layers, memory_valid[:, None, None, :], origin)
+        x = self.layers.normalise_output(x).reshape(len(symbol), -1)
+        return few_rows({"kernel": output, "bias": self.output_bias}, x), cache
+
+    def empty_cache(self, batch: int, length: int, dtype, number: int = 1) -> Cache:
+        """An empty key-value cache for `length` positions of `number` sequences for each of `batch` memories:
+        of each layer two arrays [B, H, length, G, K]."""
         heads = self.stack["num_heads"]
-        shape = (self.stack["num_layers"], batch, length, heads, self.stack["hidden_size"] // heads)
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        shape = (batch, heads, length, number, self.stack["hidden_size"] // heads)
+        return tuple((jnp.zeros(shape, dtype),) * 2 for _ in range(self.stack["num_layers"]))
 
     def embed(self, x, positions, dtype):
         return layer_norm(self.embedding_norm, (x + positions).astype(dtype), self.stack["epsilon"])

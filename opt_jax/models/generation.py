@@ -50,6 +50,7 @@ def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, bea
     # All beams start equal: only the first counts.
     alive = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER).astype(dtype)
     never = jnp.full(size, NEVER, dtype)
+    own = jnp.arange(beams)[:, None]
     nothing = jnp.full((size, max_length), pad_id, jnp.int32), never, never
     state = (
         0,
@@ -57,11 +58,12 @@ def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, bea
         jnp.broadcast_to(alive, (size, beams)),
         nothing,  # the best finished hypothesis of each row: ids, log-probability, score
         jnp.zeros(size, jnp.int32),  # how many have finished
+        jnp.broadcast_to(own, (size, beams, max_length)),  # which beam wrote what a beam continues
         cache,
     )
 
     def running(state):
-        position, _, _, _, finished, _ = state
+        position, _, _, _, finished, _, _ = state
         return (position < max_length) & (finished < beams).any()
 
     def better(best, ids, scores, length, counts):
@@ -76,9 +78,9 @@ def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, bea
         )
 
     def advance(state):
-        position, ids, scores, best, finished, cache = state
+        position, ids, scores, best, finished, origin, cache = state
         last = lax.dynamic_index_in_dim(ids, jnp.maximum(position - 1, 0), 2, keepdims=False)
-        logits, cache = step(last.reshape(-1), position, cache)
+        logits, cache = step(last.reshape(-1), position, cache, origin)
         log_probs = jax.nn.log_softmax(logits).reshape(size, beams, -1)
         # At most one continuation of each beam ends, so of twice as many as beams enough go on.
         scores, chosen = lax.top_k((scores[..., None] + log_probs).reshape(size, -1), 2 * beams)
@@ -91,11 +93,12 @@ def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, bea
         finished += counts.sum(1, dtype=jnp.int32)
         scores, kept = lax.top_k(jnp.where(ends, NEVER, scores), beams)
         ids, parent = jnp.take_along_axis(ids, kept[..., None], 1), jnp.take_along_axis(parent, kept, 1)
-        source = (rows[:, None] * beams + parent).reshape(-1)
-        cache = jax.tree.map(lambda x: x[:, source], cache) if beams > 1 else cache
-        return position + 1, ids, scores, best, finished, cache
+        # The cache stays where it is; what a beam continues is found there.
+        origin = jnp.take_along_axis(origin, parent[..., None], 1)
+        origin = jnp.where(jnp.arange(max_length) <= position, origin, own)
+        return position + 1, ids, scores, best, finished, origin, cache
 
-    length, ids, scores, best, finished, _ = lax.while_loop(running, advance, state)
+    length, ids, scores, best, finished, _, _ = lax.while_loop(running, advance, state)
     # A row that ran out of positions may also give what has not ended.
     counts = jnp.broadcast_to((finished < beams)[:, None], scores.shape)
     ids, score, _ = better(best, ids, scores, length, counts)
@@ -158,19 +161,17 @@ def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
 
 
 def _decoder(model, params, memory, valid, what, length, beams):
-    """A function (symbol [R], position, cache) -> (logits [R, W], cache), an empty cache, and W; R = B *
-    beams."""
+    """A function (symbol [B * beams], position, cache, origin) -> (logits [B * beams, W], cache), an empty
+    cache, and W."""
 
     def apply(method, *args):
         return model.apply({"params": params}, *args, method=method)
 
-    memory_kv = apply(f"{what}_memory", memory)
-    if beams > 1:
-        memory_kv, valid = jnp.repeat(memory_kv, beams, axis=1), jnp.repeat(valid, beams, axis=0)
-    cache = apply("empty_cache", what, memory.shape[0] * beams, length, memory_kv.dtype)
+    ready = apply(f"{what}_by_layer", apply(f"{what}_memory", memory))
+    cache = apply("empty_cache", what, memory.shape[0], length, memory.dtype, beams)
     size = {"text": model.sizes.vocab_size, "image": model.sizes.num_codes}[what]
-    return (
-        lambda symbol, position, cache: apply(f"{what}_step", symbol, position, cache, memory_kv, valid),
-        cache,
-        size,
-    )
+
+    def step(symbol, position, cache, origin=None):
+        return apply(f"{what}_step", symbol, position, cache, ready, valid, origin)
+
+    return step, cache, size

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Params = dict[str, Any]
+ByLayer = tuple[Params, jax.Array, jax.Array]  # see TransformerStack.by_layer
 MASKED_LOGIT = -1e9  # finite, so that a row that may attend to nothing gives a mean and not NaN
 
 
@@ -121,6 +122,34 @@ def attention(q, k, v, mask, key=None, rate=0.0):
     return jnp.einsum("bhqs,bshk->bqhk", probabilities, v)
 
 
+def attention_by_head(q, k, v, mask):
+    """Attention of q [B, Q, H, K] over k, v [B, H, S, K], which need no transposing: [B, Q, H * K].
+
+    mask and softmax as in `attention`.
+    """
+    logits = jnp.einsum("bqhk,bhsk->bhqs", q * (q.shape[-1] ** -0.5), k)
+    logits = jnp.where(mask, logits.astype(jnp.promote_types(q.dtype, jnp.float32)), MASKED_LOGIT)
+    out = jnp.einsum("bhqs,bhsk->bqhk", jax.nn.softmax(logits, axis=-1).astype(q.dtype), v)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def for_few_rows(params: Params, dtype) -> Params:
+    """What `dense` takes, with all inputs and all outputs of the kernel as one axis each, for `few_rows`."""
+    bias = params["bias"].reshape(-1)
+    kernel = params["kernel"].reshape(-1, bias.size).T
+    return {"kernel": kernel.astype(dtype), "bias": bias.astype(dtype)}
+
+
+def few_rows(params: Params, x: jax.Array) -> jax.Array:
+    """x [..., D] times kernel [F, D] plus bias [F]: [..., F].
+
+    Of a few dozen rows a CPU computes the product in this order in about half the time of the other.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    out = lax.dot_general(params["kernel"], rows, (((1,), (1,)), ((), ()))) + params["bias"][:, None]
+    return out.T.reshape(*x.shape[:-1], -1)
+
+
 def merge_heads(params: Params, x: jax.Array) -> jax.Array:
     """x [B, Q, H, K] times kernel [H, K, D] plus bias: [B, Q, D]."""
     flat = {"kernel": params["kernel"].reshape(-1, params["kernel"].shape[-1]), "bias": params["bias"]}
@@ -199,8 +228,7 @@ class TransformerStack(nn.Module):
 
         def layer(x, xs):
             (params, kv), key = xs
-            x, _ = self.layer(params, x, mask, kv, memory_mask, key)
-            return x, None
+            return self.layer(params, x, mask, kv, memory_mask, key), None
 
         if self.remat:
             layer = jax.checkpoint(layer)
@@ -208,47 +236,84 @@ class TransformerStack(nn.Module):
             layer, x, (part, keys), length=stop - start, unroll=max(1, min(self.unroll, stop - start))
         )[0]
 
-    def step(self, x, cache, position, memory_kv, memory_mask):
+    def by_layer(self, memory_kv: jax.Array) -> tuple[ByLayer, ...]:
+        """What decoding reads in each step, in the form in which it reads it.
+
+        A product with one layer's part of a stacked array first copies that part, which on a CPU takes longer
+        than the product. A loop over positions calls this once, before it begins.
+
+        Args:
+          memory_kv: [L, B, S, 2, H, K] from `memory_keys_values`.
+        Returns: for each layer its parameters, those of products as `for_few_rows` makes them, and keys and
+        values [B, H, S, K] of the memory.
+        """
+        memory_kv = memory_kv.transpose(3, 0, 1, 4, 2, 5)
+        layers = []
+        for i in range(self.num_layers):
+            params = dict(jax.tree.map(lambda leaf, i=i: leaf[i], self.layers))
+            products = params.keys() - {"self_norm", "cross_norm", "mlp_norm", "memory"}
+            params |= {name: for_few_rows(params[name], memory_kv.dtype) for name in products}
+            layers.append((params, memory_kv[0, i], memory_kv[1, i]))
+        return tuple(layers)
+
+    def step(self, x, cache, position, layers, memory_mask, origin=None):
         """One decoding step of the whole stack with a key-value cache.
 
         Args:
-          x: [B, 1, D] the newest position. cache: (keys, values), each [L, B, Q, H, K]. position: scalar,
-            where x stands.
-        Returns: ([B, 1, D] before `normalise_output`, the cache with this position written).
+          x: [B, G, D] the newest position of G sequences that share a memory.
+          cache: for each layer (keys, values), each [B, H, Q, G, K]. position: scalar, where x stands.
+          layers: from `by_layer`. memory_mask: bool, broadcastable to [B, H, G, S].
+          origin: [B, G, Q] int, which of the G sequences wrote what each of them continues at each position;
+            by default each its own.
+        Returns: ([B, G, D] before `normalise_output`, the cache with this position written).
         """
-        length = cache[0].shape[2]
-        mask = (jnp.arange(length) <= position)[None, None, None, :]
+        *_, length, number, _ = cache[0][0].shape
+        written = jnp.arange(length)[:, None] <= position
+        origin = jnp.arange(number)[None, :, None] if origin is None else origin
+        mask = written & (origin[..., None] == jnp.arange(number))
+        mask = mask.reshape(*mask.shape[:2], -1)[:, None]
+        new = []
+        for (params, *memory), past in zip(layers, cache, strict=True):
+            x, past = self.step_layer(params, x, mask, memory, memory_mask, past, position)
+            new.append(past)
+        return x, tuple(new)
 
-        def layer(x, xs):
-            params, kv, *past = xs
-            return self.layer(params, x, mask, kv, memory_mask, None, past, position)
+    def step_layer(self, params, x, mask, memory, memory_mask, past, position):
+        """One layer of `step`; mask: [B, 1, G, Q * G]; memory, past: keys and values."""
 
-        return lax.scan(layer, x, (self.layers, memory_kv, *cache), unroll=max(1, self.unroll))
+        _, heads, _, size = memory[0].shape
 
-    def layer(self, params, x, mask, memory_kv, memory_mask, key, past=None, position=None):
-        """One layer. `past` (keys, values) [B, Q, H, K] are written at `position` and attended instead of x
-        alone."""
+        def self_attention(x):
+            nonlocal past
+            q, *new = jnp.moveaxis(few_rows(params["qkv"], x).reshape(*x.shape[:2], 3, heads, size), 2, 0)
+            new = (part.swapaxes(1, 2)[:, :, None] for part in new)
+            past = tuple(
+                lax.dynamic_update_slice_in_dim(old, part, position, 2)
+                for old, part in zip(past, new, strict=True)
+            )
+            k, v = (part.reshape(*part.shape[:2], -1, part.shape[-1]) for part in past)
+            return few_rows(params["self_out"], attention_by_head(q, k, v, mask))
+
+        def cross_attention(x):
+            q = few_rows(params["query"], x).reshape(*x.shape[:2], heads, size)
+            return few_rows(params["cross_out"], attention_by_head(q, *memory, memory_mask))
+
+        def mlp(x):
+            return few_rows(params["mlp_out"], gelu(few_rows(params["mlp_in"], x)))
+
+        x = self.residual(params["self_norm"], x, self_attention)
+        x = self.residual(params["cross_norm"], x, cross_attention)
+        return self.residual(params["mlp_norm"], x, mlp), past
+
+    def layer(self, params, x, mask, memory_kv, memory_mask, key):
+        """One layer of `__call__`."""
         keys = [None] * 5 if key is None else jax.random.split(key, 5)
         rate = self.dropout_rate
 
-        def residual(name, x, block, key):
-            if self.pre_norm:
-                return x + dropout(key, block(layer_norm(params[name], x, self.epsilon)), rate)
-            return layer_norm(params[name], x + dropout(key, block(x), rate), self.epsilon)
-
-        cache = None
-
         def self_attention(x):
-            nonlocal cache
             qkv = dense(params["qkv"], x)
-            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-            if past is not None:
-                k, v = (
-                    lax.dynamic_update_slice_in_dim(old, new, position, 1)
-                    for old, new in zip(past, (k, v), strict=True)
-                )
-                cache = (k, v)
-            return merge_heads(params["self_out"], attention(q, k, v, mask, keys[1], rate))
+            out = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask, keys[1], rate)
+            return merge_heads(params["self_out"], out)
 
         def cross_attention(x):
             q = dense(params["query"], x)
@@ -257,13 +322,18 @@ class TransformerStack(nn.Module):
             out = attention(q, memory_kv[:, :, 0], memory_kv[:, :, 1], memory_mask, keys[3], rate)
             return merge_heads(params["cross_out"], out.reshape(*x.shape[:2], *out.shape[2:]))
 
-        x = residual("self_norm", x, self_attention, keys[0])
+        x = self.residual(params["self_norm"], x, self_attention, keys[0])
         if self.cross_attention:
-            x = residual("cross_norm", x, cross_attention, keys[2])
-        x = residual(
-            "mlp_norm",
+            x = self.residual(params["cross_norm"], x, cross_attention, keys[2])
+        return self.residual(
+            params["mlp_norm"],
             x,
             lambda y: dense(params["mlp_out"], gelu(dense(params["mlp_in"], y))),
             keys[4],
         )
-        return x, cache
+
+    def residual(self, norm, x, block, key=None):
+        """x with what `block` makes of it, normalised before or after."""
+        if self.pre_norm:
+            return x + dropout(key, block(layer_norm(norm, x, self.epsilon)), self.dropout_rate)
+        return layer_norm(norm, x + dropout(key, block(x), self.dropout_rate), self.epsilon)

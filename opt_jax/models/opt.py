@@ -163,8 +163,12 @@ class OPT(nn.Module):
         and M."""
         return self.text_decoder(symbols, memory_kv, memory_valid, self.embedder.words, key)
 
-    def text_step(self, symbol, position, cache, memory_kv, memory_valid):
-        return self.text_decoder.step(symbol, position, cache, memory_kv, memory_valid, self.embedder.words)
+    def text_by_layer(self, memory_kv):
+        return self.text_decoder.by_layer(memory_kv, self.embedder.words)
+
+    def text_step(self, symbol, position, cache, memory_kv, memory_valid, origin=None):
+        words = self.embedder.words
+        return self.text_decoder.step(symbol, position, cache, memory_kv, memory_valid, words, origin)
 
     def image_memory(self, memory):
         """Keys and values of M for the image decoder: [L, B, S, 2, H, K]."""
@@ -175,14 +179,16 @@ class OPT(nn.Module):
         and M."""
         return self.image_decoder(codes, memory_kv, memory_valid, key=key)
 
-    def image_step(self, symbol, position, cache, memory_kv, memory_valid):
-        return self.image_decoder.step(symbol, position, cache, memory_kv, memory_valid)
+    def image_by_layer(self, memory_kv):
+        return self.image_decoder.by_layer(memory_kv)
 
-    def empty_cache(self, what, batch, length, dtype):
+    def image_step(self, symbol, position, cache, memory_kv, memory_valid, origin=None):
+        return self.image_decoder.step(symbol, position, cache, memory_kv, memory_valid, origin=origin)
+
+    def empty_cache(self, what, batch, length, dtype, number=1):
         """An empty key-value cache for `length` steps of the 'text' or 'image' decoder."""
-        return {"text": self.text_decoder, "image": self.image_decoder}[what].empty_cache(
-            batch, length, dtype
-        )
+        decoder = {"text": self.text_decoder, "image": self.image_decoder}[what]
+        return decoder.empty_cache(batch, length, dtype, number)
 
     # --- heads ---------------------------------------------------------------------------------------------
 
