@@ -75,6 +75,7 @@ def test_gaps_and_broken_files_cost_their_rows_only(tmp_path, capsys):
     assert "data:image/png;base64" in (workdir / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_pictures_and_words_alone_are_enough(tmp_path):
     data, workdir = tmp_path / "data", tmp_path / "run"
     for split, count in (("train", 24), ("validation", 12), ("test", 12)):
@@ -99,6 +100,7 @@ def test_a_manifest_that_is_not_named_is_asked_for(tmp_path):
         validate(config, 1)
 
 
+@pytest.mark.slow
 def test_ready_regions_need_no_pixels(tmp_path):
     data, workdir = tmp_path / "data", tmp_path / "run"
     rng = np.random.default_rng(0)

@@ -78,6 +78,7 @@ def test_the_fine_tuned_parameters_write(trained, scene):
     assert caption != before["caption"]
 
 
+@pytest.mark.slow
 def test_the_fine_tuned_parameters_draw_and_the_pre_trained_ones_choose(trained):
     asked = Triplet("a"), ["a red ball"]
     before = pretrained_answers(trained, *asked)["picture"]

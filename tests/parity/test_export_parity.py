@@ -136,6 +136,7 @@ def test_generation_agrees(both):  # noqa: F811
     same(found_score, score, "log-probability of codes")
 
 
+@pytest.mark.slow
 def test_drawn_texts_are_padded_and_scored_by_the_model(both):  # noqa: F811
     batch, keep = make_batch(), (False, True, False)
     with torch.no_grad():
