@@ -49,6 +49,6 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "beam": ["apache-beam>=2.70,<3"],
         "torch": torch,
-        "test": ["pytest>=8.3", "ruff>=0.9", *torch, *demo, *references],
+        "test": ["pytest>=8.3", "pytest-xdist>=3.6,<4", "ruff>=0.9", *torch, *demo, *references],
     },
 )

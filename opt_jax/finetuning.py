@@ -2,7 +2,7 @@
 
 PRETRAINED/{config.json, data, encoders, cache, checkpoints}, which `opt_jax.pipeline` made ->
 workdir/data and workdir/cache, where the task has data of its own -> workdir/before (the pre-trained model,
-where it can do the task), workdir/checkpoints/finetune,
+where it can do the task), workdir/checkpoints/finetune, workdir/dvae (of tasks that draw),
 workdir/evaluation -> workdir/results.json, workdir/report.html
 """
 
@@ -101,6 +101,7 @@ def run(config, workdir) -> dict:
             fingerprint=identity,
             initial_params=task.initial(),
         )
+    task.build(workdir)
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     judged |= {"parameters": parameters_digest(params)}

@@ -36,6 +36,8 @@ def smallest_task(name, pretrained, workdir):
     config.evaluation.update(batch_size=10, examples=2)
     small = dict(texts=10, beams=2, pools=2, probe_train=20, pool_size=10, rerank_top=3, pictures=4, drawn=2)
     config.evaluation.update({k: v for k, v in small.items() if k in config.evaluation})
+    if name == "text_to_image":
+        config.picture_decoder.train.update(steps=2, batch_size=4, warmup_steps=1)
     if name == "vqa":
         config.data.update(train=24, validation=10, test=20)
     return config

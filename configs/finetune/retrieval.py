@@ -18,6 +18,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.inputs = ("T+I", "T+A", "T+I+A")  # pairs; the last: text with speech, and the picture
     config.margin = 0.2  # between probabilities
     config.contrastive_weight = 1.0
+    config.text_weight = 1.0  # of the caption's likelihood given the item alone, one of the scorers
     config.hard_fraction = 0.5  # of the negatives: drawn by similarity; the others evenly
     config.hard_temperature = 0.1
     config.evaluation.update(

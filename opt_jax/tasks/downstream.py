@@ -96,6 +96,10 @@ class Downstream(abc.ABC):
         keep = tuple(batch["keep"][:, m : m + 1] for m in range(3))
         return self.apply(params, "encode", uncorrupted(batch, keep), key=key)
 
+    def build(self, workdir: Path) -> None:
+        """Makes in `workdir`, once, what the task wants beside the model: for most tasks nothing."""
+        del workdir
+
     # --- evaluation ----------------------------------------------------------------------------------------
 
     def before(self, directory: Path) -> dict[str, float]:

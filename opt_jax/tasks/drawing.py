@@ -12,12 +12,14 @@ import numpy as np
 
 from opt_jax.data.triplet import Triplet
 from opt_jax.encoders import dvae
-from opt_jax.encoders.frozen import load_frozen
+from opt_jax.encoders.dvae_decoder import train_decoder
+from opt_jax.encoders.frozen import digest, load_frozen, save_frozen
 from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.examples import Examples
 from opt_jax.evaluation.pictures import named_objects_found
 from opt_jax.evaluation.run import longest
 from opt_jax.objectives.masked import accuracy, cross_entropy
+from opt_jax.stages import run_stage
 from opt_jax.tasks import input_sets
 from opt_jax.tasks.downstream import IMAGE, Downstream
 
@@ -32,6 +34,7 @@ class Drawing(Downstream):
         super().__init__(config, trained, loaders, sources)
         if trained.dvae is None:
             raise input_sets.InputSetError(f"{config.task} needs pictures with codes; these came as regions")
+        self.dvae = trained.dvae
 
     def losses(self, params, batch, key, step, dropout):
         del step
@@ -45,6 +48,23 @@ class Drawing(Downstream):
         loss = cross_entropy(logits, codes, weight, self.config.label_smoothing)
         return {"codes": loss, "code_accuracy": accuracy(logits, codes, weight)}
 
+    def build(self, workdir):
+        """A decoder of the codes that had more training, in `workdir`/dvae; what comes before is measured
+        with that of the pre-training."""
+        settings, place = self.config.picture_decoder, workdir / "dvae"
+        if not settings.train.steps:
+            return
+        given, source = self.trained.encoders["dvae"], self.sources["train"]
+        inputs = {"dvae": digest(given), "train": settings.train.to_dict(), "data": source.fingerprint()}
+
+        def train(directory):
+            config, metrics = load_frozen(given)[1], {}
+            options = (config["image_size"], source, directory, self.config.seed, inputs["dvae"])
+            save_frozen(directory, train_decoder(self.dvae, settings.train, *options), config, metrics)
+
+        run_stage("picture decoder", place, inputs | {"seed": self.config.seed}, train)
+        self.dvae, _ = load_frozen(place)
+
     def evaluate(self, params, directory):
         settings, source = self.config.evaluation, self.sources["test"]
         model, rows = self.model(params), self.rows("test", settings.pictures)
@@ -52,6 +72,7 @@ class Drawing(Downstream):
         (batch,) = self.loaders["test"].evaluation_batches(rows, len(rows), lengths)
         triplets = [source.read(int(place)) for place in self.loaders["test"].cache.source_row[rows]]
         frozen = {name: load_frozen(path) for name, path in self.trained.encoders.items() if path}
+        frozen["dvae"] = self.dvae, frozen["dvae"][1]
         results, examples = {}, Examples(directory, source)
         for keep in self.sets:
             name, keep = input_sets.named(keep), tuple(map(bool, keep))
@@ -85,7 +106,7 @@ class Drawing(Downstream):
     def matches(self, codes, triplets: list[Triplet], keep) -> np.ndarray:
         """How well [B] each row's picture of codes [B, G] goes with its text, or its speech where no text is
         shown, by the matching head of the pre-trained model: fine-tuning teaches this one's to draw only."""
-        pictures = dvae.decode(self.trained.dvae, codes)
+        pictures = dvae.decode(self.dvae, codes)
         shown = [dataclasses.replace(t, image=p) for t, p in zip(triplets, pictures, strict=True)]
         batch = self.trained.batch(shown)
         query = "text" if keep[0] else "audio"

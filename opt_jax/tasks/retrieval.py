@@ -6,24 +6,25 @@ own hard negatives. B rows; P, Q a pair's parts: a query of one or two modalitie
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from opt_jax.evaluation.large_pool import evaluate_large_pool
 from opt_jax.evaluation.run import evaluate_retrieval
 from opt_jax.models.inputs import uncorrupted
 from opt_jax.models.opt import lengths_of
 from opt_jax.objectives.contrast import alignment_contrast
+from opt_jax.objectives.masked import cross_entropy
 from opt_jax.objectives.matching import NO_DONOR, image_for_text_audio_score, pair_score
 from opt_jax.tasks import input_sets
 from opt_jax.tasks.downstream import Downstream
-
-PAIRS = {("text",): ("image", "audio"), ("text", "audio"): ("image",)}
 
 
 class Retrieval(Downstream):
     """`config.inputs` are the triplets and pairs: 'T+I', 'T+A', and 'T+I+A' for text with speech to picture.
 
-    Losses: the hinge of matching's probabilities, positive against negative, both ways; and the contrast of
-    pre-training, which orders what matching never sees.
+    Losses: the hinge of matching's probabilities, positive against negative, both ways; the contrast of
+    pre-training, which orders what matching never sees; and the text's cross-entropy given the item alone,
+    without which the text decoder would no longer fit the encoder, and its likelihood would rank worse.
     """
 
     def __init__(self, config, trained, loaders, sources):
@@ -44,15 +45,14 @@ class Retrieval(Downstream):
                 f"config.inputs {sorted(unknown)}: retrieval knows {', '.join(known)}"
             )
         self.pairs = [known[name] for name in names]
-        self.weights = {"margin": 1.0} | (
-            {"contrastive": config.contrastive_weight} if config.contrastive_weight else {}
-        )
+        weights = {"margin": 1.0, "contrastive": config.contrastive_weight, "text": config.text_weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
 
     def losses(self, params, batch, key, step, dropout):
         del step
-        keys = jax.random.split(key, 3)
+        negative_key, *noise_keys = jax.random.split(key, 4)
+        align_key, fuse_key, text_key = noise_keys if dropout else (None, None, None)
         lengths = lengths_of(batch)
-        align_key, fuse_key = keys[:2] if dropout else (None, None)
         states, valid = self.apply(params, "align", uncorrupted(batch), key=align_key)
         units = self.apply(params, "embeddings", states, valid, lengths)
         out = {}
@@ -62,45 +62,60 @@ class Retrieval(Downstream):
             out["contrastive"] = alignment_contrast(
                 ordered, batch["present"], batch["caption_key"], temperature
             )
-        variants, scorers, allowed = [], [], []
+        own, margin, rows = jnp.arange(len(batch["present"])), 0.0, 0.0
         for number, (queries, item) in enumerate(self.pairs):
-            there = jnp.stack([batch["present"][:, input_sets.NAMES.index(m)] for m in (*queries, item)]).all(
-                0
-            )
+            there = self.present(batch, (*queries, item))
             usable = there[:, None] & there[None] & (batch["caption_key"][:, None] != batch["caption_key"])
             similarity = jax.lax.stop_gradient(sum(units[name] for name in queries) @ units[item].T)
-            pair_keys = jax.random.split(jax.random.fold_in(keys[2], number))
-            own = jnp.arange(len(there))
+            pair_keys = jax.random.split(jax.random.fold_in(negative_key, number))
             others = self.negatives(pair_keys[0], similarity, usable)
             strangers = self.negatives(pair_keys[1], similarity.T, usable)
-            variants += [
+            samples = [
                 self.composed(states, valid, lengths, {**dict.fromkeys(queries, query), item: answer})
                 for query, answer in ((own, own), (own, others), (strangers, own))
             ]
-            scorers.append((queries, item))
-            allowed.append(usable.any(1))
-        fused = self.apply(
-            params,
-            "fuse",
-            jnp.concatenate([states for states, _ in variants]),
-            jnp.concatenate([seen for _, seen in variants]),
-            lengths,
-            key=fuse_key,
-        )
-        logits = self.apply(params, "matching_logits", fused).reshape(
-            len(scorers), 3, len(batch["present"]), 5
-        )
-        total, count = 0.0, 0.0
-        for (queries, item), pair, rows in zip(scorers, logits, allowed, strict=True):
+            fused = self.apply(
+                params,
+                "fuse",
+                jnp.concatenate([sample for sample, _ in samples]),
+                jnp.concatenate([seen for _, seen in samples]),
+                shown_lengths(lengths, (*queries, item)),
+                key=folded(fuse_key, number),
+            )
+            logits = self.apply(params, "matching_logits", fused).reshape(3, len(own), 5)
             if len(queries) > 1:
-                score = image_for_text_audio_score(pair)
+                score = image_for_text_audio_score(logits)
             else:
-                score = pair_score(pair, tuple(sorted((*queries, item), key=input_sets.NAMES.index)))
+                score = pair_score(logits, tuple(sorted((*queries, item), key=input_sets.NAMES.index)))
             right, *wrong = jax.nn.sigmoid(score)
             hinges = sum(jax.nn.relu(self.config.margin + other - right) for other in wrong)
-            total += (hinges * rows).sum()
-            count += len(wrong) * rows.sum()
-        return out | {"margin": (total, count.astype(jnp.float32))}
+            allowed = usable.any(1)
+            margin += (hinges * allowed).sum()
+            rows += len(wrong) * allowed.sum()
+        out["margin"] = (margin, rows.astype(jnp.float32))
+        if "text" in self.weights:
+            items = sorted({item for _, item in self.pairs})
+            parts = [
+                self.written(params, batch, states, valid, item, folded(text_key, number))
+                for number, item in enumerate(items)
+            ]
+            out["text"] = tuple(map(sum, zip(*parts, strict=True)))
+        return out
+
+    def written(self, params, batch, states, valid, source: str, key):
+        """(sum, count) of the cross-entropy of each row's text, given its picture or its recording alone."""
+        keys, lengths = (None, None) if key is None else jax.random.split(key), lengths_of(batch)
+        sample, seen = self.composed(states, valid, lengths, {source: jnp.arange(len(states))})
+        memory = self.apply(params, "fuse", sample, seen, shown_lengths(lengths, (source,)), key=keys[0])
+        words, memory_kv = batch["text_ids"][:, 1:], self.apply(params, "text_memory", memory)
+        logits = self.apply(params, "text_logits", words, memory_kv, seen, key=keys[1])
+        weight = batch["text_valid"][:, 1:] & self.present(batch, ("text", source))[:, None]
+        return cross_entropy(logits, words, weight)
+
+    @staticmethod
+    def present(batch, names) -> jax.Array:
+        """Rows [B] that have all these modalities."""
+        return jnp.stack([batch["present"][:, input_sets.NAMES.index(name)] for name in names]).all(0)
 
     def negatives(self, key, similarity, usable):
         """A row for each row [B], of those it may have: one of the likest, or any (`hard_fraction`)."""
@@ -112,19 +127,16 @@ class Retrieval(Downstream):
 
     @staticmethod
     def composed(states, valid, lengths, rows: dict):
-        """(states, seen) [B, S, ...]: each modality of `rows` from the rows [B] named there, and no other.
+        """(states, seen) [B, S', ...]: [CLS] and the modalities of `rows`, from the rows [B] named there.
 
-        [CLS] is nobody's: every row keeps its own.
+        [CLS] is nobody's: every row keeps its own. Of other modalities there are no positions.
         """
-        starts, parts, seen = [0, lengths[0], sum(lengths[:2])], [states[:, :1]], [valid[:, :1]]
+        starts, parts, seen = np.cumsum([0, *lengths]), [states[:, :1]], [valid[:, :1]]
         for m, name in enumerate(input_sets.NAMES):
-            part = slice(starts[m] + (m == 0), starts[m] + lengths[m])
             if name in rows:
+                part = slice(starts[m] + (m == 0), starts[m + 1])
                 parts.append(states[rows[name], part])
                 seen.append(valid[rows[name], part])
-            else:
-                parts.append(states[:, part])
-                seen.append(jnp.zeros_like(valid[:, part]))
         return jnp.concatenate(parts, 1), jnp.concatenate(seen, 1)
 
     def evaluate(self, params, directory):
@@ -137,3 +149,14 @@ class Retrieval(Downstream):
         if settings.pool_size > settings.exhaustive:
             return evaluate_large_pool(settings, model, self.loaders, say)
         return evaluate_retrieval(settings, model, self.loaders, say)[0]
+
+
+def shown_lengths(lengths: tuple[int, int, int], names) -> tuple[int, int, int]:
+    """(T, V, A) of samples that have the modalities `names` only, and [CLS]."""
+    shown = zip(input_sets.NAMES, lengths, strict=True)
+    return tuple(length if name in names else int(name == "text") for name, length in shown)
+
+
+def folded(key, number: int):
+    """A key of its own for each number; None, which is no dropout, stays None."""
+    return None if key is None else jax.random.fold_in(key, number)

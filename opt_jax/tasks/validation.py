@@ -75,10 +75,17 @@ def _finetuning(config) -> Iterator[str]:
             f"config.train.warmup_steps is {config.train.warmup_steps}, of config.train.steps"
             f" {config.train.steps}: the rate would never reach config.train.learning_rate; lower it"
         )
+    if "picture_decoder" in config:
+        decoder = [f"picture_decoder.train.{field}" for field in config.picture_decoder.train]
+        zero = ("steps", "warmup_steps", "weight_decay")
+        yield from not_negative(config, *(field for field in decoder if field.endswith(zero)))
+        yield from positive(config, *(f for f in decoder if f.endswith(("batch_size", "learning_rate"))))
+        yield from one_of(config, "picture_decoder.train.decay", DECAYS)
     yield from probability(config, "train.end_learning_rate_fraction")
     shares = [field for field in ("label_smoothing", "hard_fraction", "margin") if field in config]
     yield from probability(config, *shares)
-    yield from not_negative(config, *(field for field in ("contrastive_weight",) if field in config))
+    weights = [field for field in ("contrastive_weight", "text_weight") if field in config]
+    yield from not_negative(config, *weights)
     yield from positive(config, *(field for field in ("hard_temperature",) if field in config))
     may_be_zero = {"examples", "rerank_top", "seed"}
     fields = {field: f"evaluation.{field}" for field in config.evaluation}

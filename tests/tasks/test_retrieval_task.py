@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opt_jax.tasks.retrieval import Retrieval
+from opt_jax.tasks.retrieval import Retrieval, shown_lengths
 
 
 def negatives(similarity, usable, hard_fraction, seed=0):
@@ -38,8 +38,12 @@ def test_parts_come_from_their_rows_and_others_are_not_seen():
     valid = jnp.ones((size, 9), bool).at[2, 1].set(False)  # row 2 has a text of one piece less
     texts, images = jnp.array([2, 2, 0, 1, 4]), jnp.array([3, 0, 0, 4, 1])
     made, seen = Retrieval.composed(states, valid, lengths, {"text": texts, "image": images})
+    assert made.shape[1] == sum(shown_lengths(lengths, ("text", "image"))) == 5
     np.testing.assert_array_equal(made[:, 0, 0], 100 * np.arange(size))  # [CLS] is a row's own
     np.testing.assert_array_equal(made[:, 1:3, 0], 100 * texts[:, None] + jnp.array([1, 2]))
-    np.testing.assert_array_equal(made[:, 3:5, 0], 100 * images[:, None] + jnp.array([3, 4]))
-    assert not seen[:, 5:].any() and seen[:, 0].all() and seen[:, 2:5].all()
+    np.testing.assert_array_equal(made[:, 3:, 0], 100 * images[:, None] + jnp.array([3, 4]))
+    assert seen[:, 0].all() and seen[:, 2:].all()
     np.testing.assert_array_equal(seen[:, 1], np.asarray(texts) != 2)
+    made, seen = Retrieval.composed(states, valid, lengths, {"audio": images})
+    assert shown_lengths(lengths, ("audio",)) == (1, 0, 4)
+    np.testing.assert_array_equal(made[:, 1:, 0], 100 * images[:, None] + jnp.arange(5, 9))
