@@ -11,7 +11,8 @@
 A source is a file, a folder, or a name on the Hugging Face hub where there is a network.
 
 `export` makes a folder that PyTorch loads, with torch and transformers alone, of what was trained here: of a
-working directory, or of a step in its checkpoints.
+working directory, or of a step in its checkpoints. `import --kind=opt` brings its network back, and the other
+kinds its frozen encoders: `--kind=wav2vec2 --source=exported/wav2vec2`, and so on.
 
     python -m opt_jax.convert export --checkpoint=runs/tiny --out=exported
     python -m opt_jax.convert export --checkpoint=runs/tiny/checkpoints/pretrain/1000 --out=exported
@@ -24,8 +25,9 @@ import sys
 from pathlib import Path
 
 from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
 
-from opt_jax.convert import bert, dvae, faster_rcnn, opt, uniter, wav2vec2
+from opt_jax.convert import bert, dvae, faster_rcnn, frozen, opt, uniter, wav2vec2
 from opt_jax.convert.export import PARTS, export
 from opt_jax.convert.shards import DTYPES, ExportError
 from opt_jax.convert.sources import SourceFileError, read_arrays
@@ -54,7 +56,10 @@ def import_wav2vec2(source: Path) -> tuple[dict, dict]:
 
 
 def import_dvae(source: Path) -> tuple[dict, dict]:
-    """(parameters, configuration) of a folder with encoder.pkl and decoder.pkl."""
+    """(parameters, configuration) of a folder with encoder.pkl and decoder.pkl, or of an exported one."""
+    if frozen.is_module(source, "dvae"):
+        config = frozen.module_config(source)
+        return frozen.from_module(read_arrays(source), dvae.shapes(ConfigDict(config))), config
     arrays = {}
     for part in dvae.PARTS:
         arrays |= {f"{part}.{name}": array for name, array in read_arrays(source / f"{part}.pkl").items()}
@@ -72,7 +77,10 @@ def import_bert(source: Path) -> tuple[dict, dict]:
 
 
 def import_faster_rcnn(source: Path) -> tuple[dict, dict]:
-    """(parameters, configuration) of a file of arrays in detectron2's names."""
+    """(parameters, configuration) of a file of arrays in detectron2's names, or of an exported folder."""
+    if frozen.is_module(source, "detector"):
+        config = frozen.module_config(source)
+        return frozen.from_module(read_arrays(source), faster_rcnn.shapes(ConfigDict(config))), config
     arrays = read_arrays(source)
     config = faster_rcnn.configuration(arrays)
     table, shapes = faster_rcnn.rows(config), faster_rcnn.shapes(config)

@@ -1,10 +1,12 @@
-"""A trained model as a folder for PyTorch: weights, config.json, and the files that define the model there.
+"""A trained model as a folder for PyTorch: weights, config.json, the frozen encoders, tokenizer and settings
+that turn files into its inputs, a model card, and the files that define all of it there.
 
 The folder is made beside the one that was named, and renamed when it is complete.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -17,9 +19,13 @@ import numpy as np
 
 from opt_jax.checkpoints import DamagedCheckpoint
 from opt_jax.convert import opt
+from opt_jax.convert.card import model_card
+from opt_jax.convert.frozen import Frozen, frozen
+from opt_jax.convert.layout import numbers, planned
+from opt_jax.convert.preparation import Preparation, preparation
 from opt_jax.convert.shards import ExportError, Planned, total_size, write_weights
 from opt_jax.encoders.tokenizer import Tokenizer
-from opt_jax.export import MODELING_FILES
+from opt_jax.export import MODELING_FILES, PROCESSING_FILES
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT
 from opt_jax.partitioning import path_name
@@ -42,6 +48,7 @@ class Exported:
       network, params: the model and its tree of parameters. statistics: of its features.
       tokenizer: whose special tokens the text decoder writes.
       classes: {"kernel": [4 D, C], "bias": [C]} of a fine-tuned classifier, or None. class_names: C names.
+      preparation: of its inputs; None: the folder holds the network alone.
     """
 
     network: OPT
@@ -50,6 +57,7 @@ class Exported:
     tokenizer: Tokenizer
     classes: Any = None
     class_names: tuple[str, ...] = ()
+    preparation: Preparation | None = None
 
 
 def export(
@@ -79,15 +87,16 @@ def load(checkpoint, pretrained=None) -> Exported:
     if "task" in config:
         tuned = load_finetuned(workdir, step, pretrained)
         names = tuned.class_names if tuned.classes is not None else ()
-        model, tokenizer, rest = tuned.model, tuned.trained.tokenizer, (tuned.classes, names)
+        model, trained, rest = tuned.model, tuned.trained, (tuned.classes, names)
     else:
         if pretrained:
             raise WorkdirError(f"--pretrained is for a fine-tuning; {workdir} is a pre-training's")
         trained = load_trained(workdir, None if kind == "pretrain_best" else step)
         if step not in (None, trained.step):
             raise WorkdirError(f"{checkpoint} is no more; there is step {trained.step} now")
-        model, tokenizer, rest = trained.model, trained.tokenizer, ()
-    return Exported(model.model, model.params, model.statistics, tokenizer, *rest)
+        model, rest = trained.model, (None, ())
+    prepared = preparation(trained, workdir, config)
+    return Exported(model.model, model.params, model.statistics, trained.tokenizer, *rest, prepared)
 
 
 def found_in(place: Path) -> tuple[Path, str | None, int | None]:
@@ -131,16 +140,32 @@ def write_folder(
     check_place(out, force)
     config = configuration(exported, dtype, only)
     tensors, values = weights(exported, config, dtype)
+    encoders = encoders_of(exported)
+    size = total_size(tensors) + sum(total_size(encoder.tensors) for encoder in encoders.values())
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(out.absolute().parent).free, total_size(tensors) + SPARE
+    free, needed = shutil.disk_usage(out.absolute().parent).free, size + SPARE
     if free < needed:
         told = f"{out.absolute().parent} has {free / 1e9:.2f} GB free, the export takes {needed / 1e9:.2f} GB"
         raise ExportError(f"{told}; make room, name another --out, or ask for --dtype=bfloat16")
     with beside(out) as aside:
         write_weights(aside, tensors, values, limit)
         (aside / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        for name in MODELING_FILES:
+        files = MODELING_FILES
+        for name, encoder in encoders.items():
+            encoder.write(aside / name, limit)
+        if exported.preparation:
+            files += PROCESSING_FILES
+            exported.preparation.write(aside, exported.tokenizer)
+            card = model_card(exported.preparation, config, out.absolute().name, only)
+            (aside / "README.md").write_text(card)
+        for name in files:
             shutil.copyfile(Path(__file__).parents[1] / "export" / name, aside / name)
+
+
+def encoders_of(exported: Exported) -> dict[str, Frozen]:
+    """The frozen encoders that the folder is to hold, by the names of their folders."""
+    places = exported.preparation.encoders if exported.preparation else {}
+    return {name: frozen(name, place) for name, place in places.items() if place}
 
 
 @contextlib.contextmanager
@@ -191,19 +216,8 @@ def weights(exported: Exported, config: Mapping, dtype: str) -> tuple[list[Plann
         different = sorted(p for p in {*shapes, *found} if shapes.get(p) != np.shape(found.get(p)))
         raise DamagedCheckpoint(f"the parameters are not those of the configuration: {', '.join(different)}")
     statistics = {f"embedder.{name}": getattr(exported.statistics, name) for name in opt.STATISTICS}
-    lines = list(opt.tensors(opt.table(config), shapes))
-
-    def numbers() -> Iterator[np.ndarray]:
-        path, leaf = None, None
-        for _, line, index in lines:
-            if line.path != path:
-                path, leaf = line.path, np.asarray(found[line.path])
-            yield line.layout.to_tensor(leaf[index])
-        yield from (np.asarray(array) for array in statistics.values())
-
-    def shape(line, index):
-        return line.layout.to_tensor(np.empty(shapes[line.path], bool)[index]).shape
-
-    planned = [Planned(name, shape(line, index), dtype) for name, line, index in lines]
-    planned += [Planned(name, array.shape, dtype) for name, array in statistics.items()]
-    return planned, numbers()
+    lines = opt.table(config)
+    tensors = planned(lines, shapes, dtype)
+    tensors += [Planned(name, array.shape, dtype) for name, array in statistics.items()]
+    leaves = numbers(lines, shapes, lambda path: np.asarray(found[path]))
+    return tensors, itertools.chain(leaves, map(np.asarray, statistics.values()))

@@ -5,13 +5,13 @@ layers and fused projections are apart in one and together in the other. No numb
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from opt_jax.convert.layout import CONVOLUTION, FLAT, FROM_HEADS, MATRIX, SAME, Pair
 from opt_jax.convert.table import Row, shapes_of
 from opt_jax.models.opt import OPT, Sizes
 
@@ -40,43 +40,6 @@ SIZE_FIELDS = (
     "codes_per_image",
 )
 STATISTICS = ("region_mean", "region_deviation", "audio_mean", "audio_deviation")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a parameter, or its part for one layer, lies in a tensor. to_parameter also takes its shape."""
-
-    to_tensor: Callable[[np.ndarray], np.ndarray]
-    to_parameter: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-
-
-SAME = Layout(lambda x: x, lambda x, shape: x)
-FLAT = Layout(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))
-MATRIX = Layout(lambda x: x.reshape(len(x), -1).T, lambda x, shape: x.T.reshape(shape))  # [D, ...]
-FROM_HEADS = Layout(lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shape: x.T.reshape(shape))  # [H, K, D]
-CONVOLUTION = Layout(lambda x: x.transpose(2, 1, 0), lambda x, shape: x.transpose(2, 1, 0))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A line of the table: a tensor's name and the parameter's path.
-
-    A name with {} stands for one of each layer, where the parameter is stacked over layers. part: an index
-    behind the layer, where the parameter holds several tensors; None in it takes all of an axis.
-    """
-
-    name: str
-    path: str
-    layout: Layout = SAME
-    part: tuple[int | None, ...] = ()
-
-    @property
-    def stacked(self) -> bool:
-        return "{}" in self.name
-
-    def place(self, layer: int) -> tuple[int | None, ...]:
-        """Index of the tensor's numbers in the parameter, as `Row.place` gives it."""
-        return (layer, *self.part) if self.stacked else self.part
 
 
 def table(config: Mapping) -> list[Pair]:
@@ -146,19 +109,6 @@ def table(config: Mapping) -> list[Pair]:
     for name in ("classes", "matching"):
         lines += linear(f"heads.{name}", f"heads/{name}")
     return lines + (linear("classifier", "classes") if config["num_classes"] else [])
-
-
-def tensors(
-    lines: Iterable[Pair], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, Pair, tuple]]:
-    """(name, line, index in the parameter) of every tensor, those of one parameter together.
-
-    shapes: of the parameters by path.
-    """
-    for line in sorted(lines, key=lambda line: line.path):
-        for layer in range(shapes[line.path][0] if line.stacked else 1):
-            index = tuple(slice(None) if at is None else at for at in line.place(layer))
-            yield line.name.format(layer), line, index
 
 
 def rows(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:

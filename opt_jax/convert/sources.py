@@ -72,8 +72,9 @@ def _at_least_float32(array: np.ndarray) -> np.ndarray:
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        with safe_open(path, framework="flax") as file:  # numpy has no bfloat16, JAX brings one
-            return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
+        # numpy has no bfloat16 and ml_dtypes brings one, which the library knows by its name.
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise SourceFileError(f"{path} is no safetensors file, or damaged: {error}") from error
 

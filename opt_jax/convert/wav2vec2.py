@@ -73,8 +73,9 @@ def configuration(
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
     model = chosen(MODEL_FIELDS) | dict(
-        unroll=1, vocabulary=tuple(letters), normalize_waveforms=normalize, features="context"
+        unroll=1, vocabulary=tuple(letters), normalize_waveforms=normalize
     )
+    model["features"] = published.get("opt_jax_features", "context")  # which an exported model tells
     return ConfigDict(dict(model=model, ssl=chosen(QUANTIZER_FIELDS)))
 
 

@@ -68,7 +68,7 @@ def load_frozen(directory) -> tuple[dict, dict]:
         flat = parse_safetensors(content)
     except (SafetensorError, KeyError) as error:
         raise FrozenEncoderError(f"{directory / _MODEL} is no safetensors file: {error}") from error
-    return unflatten_dict(flat, sep="/"), _read_config(directory)
+    return unflatten_dict(flat, sep="/"), load_config(directory)
 
 
 def digest(directory) -> str:
@@ -79,7 +79,7 @@ def digest(directory) -> str:
     """
     directory = Path(directory)
     state = hashlib.sha256(_verified_model(directory))
-    state.update(_json_bytes(_read_config(directory)))
+    state.update(_json_bytes(load_config(directory)))
     return state.hexdigest()
 
 
@@ -116,7 +116,8 @@ def _verified_model(directory: Path) -> bytes:
     return content
 
 
-def _read_config(directory: Path) -> dict:
+def load_config(directory: Path) -> dict:
+    """The configuration in a frozen encoder's directory. Raises FrozenEncoderError."""
     try:
         return json.loads(_read(directory / _CONFIG))
     except ValueError as error:

@@ -89,6 +89,7 @@ def sample(
     top_p: float,
     end_id: int = -1,
     generator: torch.Generator | None = None,
+    noise: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws a sequence symbol by symbol.
 
@@ -97,18 +98,23 @@ def sample(
       top_k: draws among the k best only, 0 for all. top_p: draws among the fewest symbols whose probability
         reaches p.
       end_id: symbol after which a sequence is done, -1 for none. generator: of the random numbers.
+      noise: in its place, a function (step, (B, W)) -> Gumbel noise in numpy, which is added to the logits.
     Returns: symbols [B, length] (end_id repeated after the end), log-probability [B] under the model,
     unfiltered.
     """
     symbol, past, drawn = None, None, []
-    for _ in range(length):
+    for position in range(length):
         logits, past = step(symbol, past)
         logits = at_least_float32(logits)
         if temperature == 0:
             chosen = logits.argmax(-1)
         else:
             likely = keep_likely(logits / temperature, top_k, top_p)
-            chosen = torch.multinomial(likely.softmax(-1), 1, generator=generator)[:, 0]
+            if noise is None:
+                chosen = torch.multinomial(likely.softmax(-1), 1, generator=generator)[:, 0]
+            else:
+                drawing = torch.from_numpy(noise(position, tuple(likely.shape)))
+                chosen = (likely + drawing.to(likely)).argmax(-1)
         gained = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
         if symbol is None:
             ended, log_prob = torch.zeros_like(chosen, dtype=torch.bool), torch.zeros_like(gained)

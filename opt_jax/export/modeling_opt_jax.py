@@ -8,6 +8,7 @@
 Any of the three modalities may be left out. Letters of the docstrings are those of `layers_opt_jax`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -273,12 +274,14 @@ class OptJaxModel(PreTrainedModel):
         top_k: int = 0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        noise: Callable | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draws the codes [B, G] of a picture, in raster order, and gives their log-probability [B].
 
         Arguments as of `sample`; top_k=1 takes the most likely code at each cell.
         """
-        drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+        drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        drawing |= {"generator": generator, "noise": noise}
         return sample(self.stepper("image", encoded, 1), self.config.codes_per_image, **drawing)
 
     def stepper(self, what: str, encoded: OptJaxOutput, num_beams: int):

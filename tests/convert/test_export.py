@@ -26,6 +26,7 @@ from opt_jax.convert.export import load as load_checkpoint
 from opt_jax.convert.shards import ExportError
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.encoders.tokenizer import train_tokenizer
+from opt_jax.export import MODELING_FILES, PROCESSING_FILES
 from opt_jax.models.opt import OPT
 from opt_jax.partitioning import make_mesh, parameter_shardings, path_name, unbox
 from opt_jax.pipeline import build_model
@@ -35,14 +36,15 @@ from opt_jax.trained import load_trained
 ROOT = Path(__file__).parents[2]
 STEP = 3
 FILES = {
+    "README.md",
     "config.json",
-    "configuration_opt_jax.py",
-    "decoder_opt_jax.py",
-    "encoder_opt_jax.py",
-    "generation_opt_jax.py",
-    "layers_opt_jax.py",
     "model.safetensors",
-    "modeling_opt_jax.py",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    *MODELING_FILES,
+    *PROCESSING_FILES,
 }
 
 

@@ -13,6 +13,7 @@ from opt_jax.configuration import load
 from opt_jax.convert import opt as conversion
 from opt_jax.convert.__main__ import main
 from opt_jax.convert.export import Exported, write_folder
+from opt_jax.convert.layout import tensors as tensors_of_lines
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.models.generation import generate_image_codes, generate_text, keep_likely
 from opt_jax.models.inputs import Statistics
@@ -192,7 +193,7 @@ def test_gradients_of_the_text_loss_agree(both):  # noqa: F811
     gradients = {path_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(gradients)[0]}
     parameters, moved = dict(both.model.named_parameters()), 0
     lines = [line for line in conversion.table(config) if not line.path.startswith("classes/")]
-    for name, line, index in conversion.tensors(lines, conversion.shapes(config)):
+    for name, line, index in tensors_of_lines(lines, conversion.shapes(config)):
         expected = line.layout.to_tensor(gradients[line.path][index])
         found = parameters[name].grad
         found = np.zeros_like(expected) if found is None else found.numpy()

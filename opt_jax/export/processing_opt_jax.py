@@ -1,0 +1,218 @@
+"""From pictures, texts and recordings to what the model takes, and from what it gives back to these.
+
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    processor.caption(model, "dog.jpg")
+    processor.transcribe(model, "dog.wav")
+    processor.draw(model, "a red ball").save("ball.png")
+    output = model(**processor(text="a dog", image="dog.jpg"))
+
+A picture is a file's name, a PIL image or uint8 [H, W, 3]; a recording a file's name or samples [N], with
+their `sampling_rate`. Each may be one, or a list of them, then all are lists of the same length.
+
+Letters: B rows, T text positions, V regions, A audio positions, F numbers of a feature.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerFast
+
+from .detector_opt_jax import Detector
+from .dvae_opt_jax import DiscreteVAE
+from .images_opt_jax import as_array, relative_boxes
+from .random_opt_jax import gumbel
+from .sound_opt_jax import SAMPLE_RATE, Speech, as_waveform
+
+PAIR_CLASS = {"text": 3, "audio": 1}  # class of matching_logits that says "goes with the picture"
+NONE_MATCH = 4
+
+
+class OptJaxProcessor:
+    """The tokenizer, the frozen encoders, and the settings of preprocessor_config.json.
+
+    Attributes: tokenizer, detector, dvae, speech: modules, None for what the model was trained without.
+    """
+
+    def __init__(self, folder: Path):
+        self.settings = json.loads((folder / "preprocessor_config.json").read_text())
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.detector = self.dvae = self.speech = None
+        if (folder / "detector").is_dir():
+            self.detector = Detector.from_folder(folder / "detector")
+        if (folder / "dvae").is_dir():
+            self.dvae = DiscreteVAE.from_folder(folder / "dvae")
+        if (folder / "wav2vec2").is_dir():
+            windows = self.settings["window_seconds"], self.settings["context_seconds"]
+            self.speech = Speech(folder / "wav2vec2", *windows)
+
+    @classmethod
+    def from_pretrained(cls, folder, **_) -> "OptJaxProcessor":
+        """Of an exported folder, or of a model's name on the hub."""
+        if not Path(folder).is_dir():
+            from huggingface_hub import snapshot_download  # comes with transformers
+
+            folder = snapshot_download(folder)
+        return cls(Path(folder))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoProcessor") -> None:
+        """For transformers, which calls it; the files of the model are in the folder already."""
+
+    def to(self, *args) -> "OptJaxProcessor":
+        """Moves the frozen encoders to a device, or to a dtype."""
+        for module in (self.detector, self.dvae, self.speech):
+            if module is not None:
+                module.to(*args)
+        return self
+
+    # --- to the model --------------------------------------------------------------------------------------
+
+    def __call__(self, text=None, image=None, audio=None, sampling_rate: int = SAMPLE_RATE) -> BatchFeature:
+        """The arguments of the model's `forward`, padded: ids and masks int64, features float32.
+
+        Raises: ValueError: an input cannot be used, or the model was trained without its kind.
+        """
+        inputs = {}
+        if text is not None:
+            ids = [self.ids(one) for one in listed(text)]
+            inputs["input_ids"] = padded([torch.tensor(row) for row in ids], self.tokenizer.pad_token_id)
+            inputs["attention_mask"] = padded([torch.ones(len(row), dtype=torch.long) for row in ids])
+        if image is not None:
+            features, boxes = zip(*(self.regions(one) for one in listed(image)), strict=True)
+            inputs["region_features"], inputs["region_boxes"] = padded(features), padded(boxes)
+            inputs["region_attention_mask"] = padded([torch.ones(len(x), dtype=torch.long) for x in boxes])
+        if audio is not None:
+            frames = [self.audio(one, sampling_rate) for one in listed(audio)]
+            inputs["audio_features"] = padded(frames)
+            inputs["audio_attention_mask"] = padded([torch.ones(len(x), dtype=torch.long) for x in frames])
+        if not inputs:
+            raise ValueError("give a text, an image or an audio")
+        if len({len(x) for x in inputs.values()}) > 1:
+            raise ValueError("texts, images and audios are to be as many")
+        return BatchFeature(inputs)
+
+    def ids(self, text: str) -> list[int]:
+        """Of [CLS], the word pieces and [SEP]; of a longer text the first, and [SEP]."""
+        if not text.strip():
+            raise ValueError("the text is empty; leave it out where there is none")
+        ids, most = self.tokenizer(text)["input_ids"], self.settings["max_text_tokens"]
+        return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
+
+    def regions(self, image) -> tuple[Tensor, Tensor]:
+        """Features [V, F] and boxes [V, 7] of a picture."""
+        kind, image = self.settings["regions"], as_array(image)
+        if kind == "detector":
+            found = self.detector(image)
+            features = found["features"]
+            boxes = relative_boxes(found["boxes"].float().cpu().numpy(), *found["size"].tolist())
+        elif kind == "grid":
+            features, boxes = self.dvae.grid_regions(image, self.settings["grid_window"])
+        else:
+            reasons = {
+                "ready": "takes pictures as regions of a detector elsewhere: give the model its"
+                " region_features and region_boxes",
+                "none": "was trained without pictures",
+            }
+            raise ValueError(f"this model {reasons[kind]}")
+        if not len(features):
+            raise ValueError("nothing was found in the picture")
+        most = self.settings["max_regions"]
+        return self.as_cached(features[:most]), torch.from_numpy(boxes[:most])
+
+    def audio(self, recording, sampling_rate: int = SAMPLE_RATE) -> Tensor:
+        """Features [A, F] of a recording, `audio_stack` frames to a position.
+
+        The last position is filled up with the last frame. What is too long is cut.
+        """
+        if self.speech is None:
+            raise ValueError("this model was trained without recordings")
+        waveform = as_waveform(recording, sampling_rate)
+        frames = self.speech(waveform[: int(self.settings["max_seconds"] * SAMPLE_RATE)])
+        stack = self.settings["audio_stack"]
+        frames = torch.cat([frames, frames[-1:].expand(-len(frames) % stack, -1)])
+        stacked = frames.reshape(-1, stack * frames.shape[1])
+        return self.as_cached(stacked[: self.settings["max_audio_positions"]])
+
+    def as_cached(self, features: Tensor) -> Tensor:
+        """Rounded as those that the model was trained on."""
+        rounded = features.float().cpu().to(getattr(torch, self.settings["feature_dtype"])).float()
+        if not rounded.isfinite().all():
+            raise ValueError(f"the features of the input are not finite as {self.settings['feature_dtype']}")
+        return rounded
+
+    # --- from the model ------------------------------------------------------------------------------------
+
+    def caption(self, model, image, **options):
+        """A sentence about a picture; options of `write`."""
+        return self.write(model, image=image, **options)
+
+    def transcribe(self, model, audio, image=None, sampling_rate: int = SAMPLE_RATE, **options):
+        """What is said in a recording, with a picture's help where there is one; options of `write`."""
+        return self.write(model, image=image, audio=audio, sampling_rate=sampling_rate, **options)
+
+    @torch.no_grad()
+    def write(self, model, num_beams: int | None = None, max_length: int | None = None, **inputs):
+        """The text that the model writes for the inputs of `__call__`: one, or a list for lists.
+
+        num_beams: by default that of the model's evaluation. max_length: word pieces at most, with [SEP].
+        """
+        most = min(max_length or self.settings["max_new_tokens"], model.config.max_text_positions)
+        beams = num_beams or self.settings["num_beams"]
+        output = self.encoded(model, **inputs)
+        ids, _ = model.generate_text(output, max_length=most, num_beams=beams)
+        texts = self.decode(ids)
+        many = any(isinstance(one, list | tuple) for one in inputs.values())
+        return texts if many else texts[0]
+
+    def decode(self, ids) -> list[str]:
+        """Texts of ids [B, N], without special tokens."""
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()]
+
+    @torch.no_grad()
+    def draw(
+        self, model, text=None, audio=None, sampling_rate: int = SAMPLE_RATE, seed: int = 0, number=None
+    ) -> Image.Image:
+        """A picture of a text, a recording, or of both: of several drawn ones that which matches best.
+
+        seed: of the drawing, from 0 on. number: of pictures drawn, by default that of the settings.
+        """
+        if self.dvae is None:
+            raise ValueError("this model was trained without pixels, and draws no picture")
+        given = {"text": text, "audio": audio}
+        given = {name: one for name, one in given.items() if one is not None}
+        number = number or self.settings["num_drawn"]
+        encoded = self.encoded(model, **given, sampling_rate=sampling_rate)
+        names = ("last_hidden_state", "attention_mask")
+        rows = {name: encoded[name].expand(number, *encoded[name].shape[1:]) for name in names}
+        encoded = dataclasses.replace(encoded, **rows)
+        options = {"top_k": self.settings["top_k"], "noise": lambda step, shape: gumbel(seed, step, shape)}
+        codes, _ = model.generate_image_codes(encoded, **options)
+        pictures = self.dvae.decode(codes.cpu())
+        query, best = "text" if text is not None else "audio", 0
+        if number > 1:
+            asked = self(**{query: given[query]}, sampling_rate=sampling_rate)
+            shown = self(image=list(pictures))
+            shown |= {name: x.expand(number, *x.shape[1:]) for name, x in asked.items()}
+            logits = model(**shown.to(model.device)).matching_logits
+            best = int((logits[:, PAIR_CLASS[query]] - logits[:, NONE_MATCH]).argmax())
+        return Image.fromarray(np.asarray(pictures[best]))
+
+    def encoded(self, model, **inputs):
+        """The model's output for the inputs of `__call__`."""
+        return model(**self(**inputs).to(model.device))
+
+
+def listed(values) -> list:
+    """Several, or one, as a list."""
+    return list(values) if isinstance(values, list | tuple) else [values]
+
+
+def padded(rows, value: int = 0) -> Tensor:
+    """[B, longest, ...] of rows [n, ...]."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
