@@ -152,9 +152,8 @@ def run_export(flags: argparse.Namespace) -> None:
         export(flags.checkpoint, flags.out, **options)
     except (*expected_errors(), ExportError, OSError) as error:
         sys.exit(f"opt_jax: {error}")
-    files = sorted(flags.out.iterdir())
-    for file in files:
-        print(f"{file.name:40} {file.stat().st_size:,} bytes")
+    for file in sorted(path for path in flags.out.rglob("*") if path.is_file()):
+        print(f"{str(file.relative_to(flags.out)):40} {file.stat().st_size:,} bytes")
     print(f"{flags.checkpoint} is exported to {flags.out}")
 
 

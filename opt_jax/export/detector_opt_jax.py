@@ -49,7 +49,7 @@ class Detector(nn.Module):
     def from_folder(cls, folder: Path) -> "Detector":
         """In evaluation mode, of a folder with config.json and model.safetensors."""
         module = cls(json.loads((folder / "config.json").read_text()))
-        module.load_state_dict(load_file(folder / "model.safetensors"))
+        module.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
         return module.eval().requires_grad_(False)
 
     @torch.no_grad()

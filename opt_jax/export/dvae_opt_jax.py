@@ -91,7 +91,7 @@ class DiscreteVAE(nn.Module):
     def from_folder(cls, folder: Path) -> "DiscreteVAE":
         """In evaluation mode, of a folder with config.json and model.safetensors."""
         module = cls(json.loads((folder / "config.json").read_text()))
-        module.load_state_dict(load_file(folder / "model.safetensors"))
+        module.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
         return module.eval().requires_grad_(False)
 
     def pixels(self, images: np.ndarray) -> Tensor:

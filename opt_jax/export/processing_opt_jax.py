@@ -41,7 +41,9 @@ class OptJaxProcessor:
 
     def __init__(self, folder: Path):
         self.settings = json.loads((folder / "preprocessor_config.json").read_text())
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        words = json.loads((folder / "tokenizer_config.json").read_text())
+        del words["tokenizer_class"]
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **words)
         self.detector = self.dvae = self.speech = None
         if (folder / "detector").is_dir():
             self.detector = Detector.from_folder(folder / "detector")

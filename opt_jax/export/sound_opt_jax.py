@@ -83,7 +83,7 @@ class Speech(nn.Module):
         super().__init__()
         config = json.loads((folder / "config.json").read_text())
         preparation = json.loads((folder / "preprocessor_config.json").read_text())
-        module = CLASSES[config["architectures"][0]].from_pretrained(folder)
+        module = CLASSES[config["architectures"][0]].from_pretrained(folder, dtype="auto")
         self.encoder = getattr(module, "wav2vec2", module).eval().requires_grad_(False)
         self.normalize, self.features = preparation["do_normalize"], config["opt_jax_features"]
         self.kernels, self.strides = config["conv_kernel"], config["conv_stride"]

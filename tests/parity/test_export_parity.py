@@ -204,8 +204,7 @@ def test_gradients_of_the_text_loss_agree(both):  # noqa: F811
 
 
 def test_every_parameter_comes_back_bit_by_bit(both, tmp_path):  # noqa: F811
-    with jax.enable_x64(True):
-        main(["import", "--kind=opt", f"--source={both.folder}", f"--out={tmp_path / 'back'}"])
+    main(["import", "--kind=opt", f"--source={both.folder}", f"--out={tmp_path / 'back'}"])
     back, config = load_frozen(tmp_path / "back")
     assert config["standardised"] and config["pre_norm"] == both.network.config["pre_norm"]
     jax.tree.map(np.testing.assert_array_equal, back.pop("classes"), both.classes)
@@ -219,8 +218,7 @@ def test_what_pytorch_saves_comes_back(both, tmp_path):  # noqa: F811
     with torch.no_grad():
         model.encoder.layers[1].self_attention.key.bias += 1
     model.save_pretrained(tmp_path / "tuned")
-    with jax.enable_x64(True):
-        main(["import", "--kind=opt", f"--source={tmp_path / 'tuned'}", f"--out={tmp_path / 'back'}"])
+    main(["import", "--kind=opt", f"--source={tmp_path / 'tuned'}", f"--out={tmp_path / 'back'}"])
     back = load_frozen(tmp_path / "back")[0]
     moved = back["encoder"]["layers"]["qkv"]["bias"] - both.params["encoder"]["layers"]["qkv"]["bias"]
     expected = np.zeros_like(moved)
