@@ -76,7 +76,7 @@ def test_the_discrete_vae_agrees(dtype, patch_size, tmp_path):
         squares = codes.reshape(-1, 4, 4)
         means = apply("reconstruct", jax.nn.one_hot(squares, 11, dtype=dtype))[:, :3]
         close(module.means(torch.from_numpy(squares).long()), means, dtype, "means")
-        assert len(np.unique(codes)) > 4
+        assert len(np.unique(codes)) > 2
         np.testing.assert_array_equal(module.encode(images), codes)
         found, expected = module.decode(codes), dvae.decode(params, codes)
         assert np.abs(found.astype(int) - expected).max() <= (dtype == "float32")  # a rounding of pixels

@@ -1,0 +1,254 @@
+"""An exported folder from raw inputs on: the answers of `opt_jax.predict`, where there is no JAX."""
+
+import json
+import os
+import subprocess
+import venv
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from frozen_toy import drawn, toy_detector, toy_dvae, toy_speech
+from PIL import Image
+from test_pipeline import smallest_config
+
+from opt_jax.answers import pretrained_answers
+from opt_jax.cache import FeatureCache, build_cache
+from opt_jax.cache.extraction import Extraction
+from opt_jax.checkpoints import Checkpoints
+from opt_jax.convert import opt as conversion
+from opt_jax.convert.__main__ import main
+from opt_jax.data.triplet import Triplet
+from opt_jax.encoders.frozen import load_frozen, save_frozen
+from opt_jax.encoders.tokenizer import train_tokenizer
+from opt_jax.pipeline import build_model
+from opt_jax.predict import read
+from opt_jax.trained import load_trained
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from packaging.requirements import Requirement  # noqa: E402  (transformers needs it)
+
+from opt_jax.export.processing_opt_jax import OptJaxProcessor  # noqa: E402
+
+TEXTS = ("a red ball", "two blue boxes, far apart", "the green star is large")
+WITHOUT_JAX = """
+import json, sys
+import numpy as np
+for name in ("jax", "flax", "opt_jax", "scipy"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    sys.exit(f"{name} is here")
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
+folder, image, audio, text, out = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+processor.draw(model, text).save(out)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+ids = tokenizer(text)["input_ids"]
+inputs = processor(text=text, image=image, audio=audio)
+print(json.dumps({
+    "caption": processor.caption(model, image),
+    "transcript": processor.transcribe(model, audio, image),
+    "heard": np.asarray(processor.draw(model, audio=audio, seed=5)).tolist(),
+    "ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True),
+    **{name: inputs[name][0].tolist() for name in ("region_features", "region_boxes", "audio_features")},
+    "matching": model(**processor(text=text, image=image)).matching_logits[0].tolist(),
+}))
+"""
+
+
+class Noise:
+    """Pictures and recordings of noise, and TEXTS."""
+
+    class_names = ("circle", "square", "star")
+
+    def __len__(self):
+        return len(TEXTS)
+
+    def __getitem__(self, row):
+        rng = np.random.default_rng(row)
+        image = rng.integers(0, 256, (9, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        image[: 40 + row, :50] //= 2
+        samples = 9000 + 2000 * row
+        audio = np.sin(np.arange(samples) * (0.02 + 0.05 * row)) + rng.normal(size=samples)
+        return Triplet(f"row-{row}", image, TEXTS[row], (0.1 * audio).astype(np.float32))
+
+    def fingerprint(self):
+        return {"seed": 0}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The directory of a pre-training with toy encoders, without the training."""
+    workdir = tmp_path_factory.mktemp("runs") / "toy"
+    config = smallest_config(workdir)
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    for name, toy in (("detector", toy_detector), ("wav2vec2", toy_speech), ("dvae", toy_dvae)):
+        save_frozen(workdir / "encoders" / name, *toy(), {})
+    tokenizer = train_tokenizer(TEXTS, 120, workdir / "encoders" / "tokenizer")
+    places = [workdir / "encoders" / name for name in ("detector", "wav2vec2", "dvae")]
+    extraction = Extraction(*places, tokenizer, 5.12)
+    schema, features = extraction.schema(), workdir / "cache" / "train" / "features"
+    options = {"split": "train", "schema": schema, "examples_per_shard": 10}
+    build_cache(Noise(), extraction, features, extraction.fingerprint(Noise()), **options)
+    network, _ = build_model(config, FeatureCache(features), tokenizer, 11)
+    init = lambda: network.init(jax.random.key(0), *conversion.smallest_batch(network.sizes))  # noqa: E731
+    params = drawn(jax.eval_shape(init)["params"], 4, np.float32)
+    for block in ("mlp_in", "mlp_out", "cross_out"):  # so that texts do not say one word again and again
+        params["text_decoder"]["layers"][block]["kernel"] *= 5
+    checkpoints = Checkpoints(workdir / "checkpoints" / "pretrain", 1, {})
+    checkpoints.save(1, {"params": jax.device_put(params)}, {})
+    checkpoints.close()
+    (workdir / "results.json").write_text(json.dumps({"captioning/image/CIDEr": 12.345, "seconds/data": 1}))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def folder(workdir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "toy-model"
+    main(["export", f"--checkpoint={workdir}", f"--out={out}"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A picture, and a recording of two channels at another rate."""
+    place, sample = tmp_path_factory.mktemp("files"), Noise()[1]
+    Image.fromarray(sample.image).save(place / "noise.png")
+    soundfile.write(place / "noise.wav", np.stack([sample.audio, sample.audio / 2], 1), 22_050)
+    return SimpleNamespace(image=place / "noise.png", audio=place / "noise.wav")
+
+
+def needed(name: str, found: set) -> set:
+    """The distributions that one needs, itself with them."""
+    name = metadata.distribution(name).metadata["Name"].lower()
+    if name not in found:
+        found.add(name)
+        for line in metadata.requires(name) or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                needed(requirement.name, found)
+    return found
+
+
+def environment_without_jax(place: Path) -> Path:
+    """The Python of a virtual environment that has torch, transformers, Pillow and soundfile, and what they
+    need, by links to the packages here."""
+    venv.create(place, symlinks=True)
+    (site,) = place.glob("lib/python*/site-packages")
+    found: set[str] = set()
+    for name in ("torch", "transformers", "safetensors", "pillow", "soundfile"):
+        needed(name, found)
+    assert not found & {"jax", "jaxlib", "flax", "scipy", "opt-jax", "opt_jax"}
+    for name in found:
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            target = Path(distribution.locate_file(top))
+            if target.exists() and not (site / top).exists():
+                (site / top).symlink_to(target)
+    return place / "bin" / "python"
+
+
+def test_where_there_is_no_jax_the_answers_are_those_of_predict(workdir, folder, files, tmp_path):
+    python = environment_without_jax(tmp_path / "venv")
+    (tmp_path / "script.py").write_text(WITHOUT_JAX)
+    text, picture = TEXTS[2], tmp_path / "picture.png"
+    done = subprocess.run(
+        [python, "-I", tmp_path / "script.py", folder, files.image, files.audio, text, picture],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+
+    trained = load_trained(workdir)
+    image, audio = read(str(files.image), "image"), read(str(files.audio), "audio")
+    shown = Triplet("input", image=image, audio=audio)
+    expected = pretrained_answers(trained, shown, [text])
+    assert (found["caption"], found["transcript"]) == (expected["caption"], expected["transcript"])
+    assert len(set(found["caption"].split())) > 2 and found["caption"] != found["transcript"]
+    assert found["ids"] == trained.tokenizer.encode(text) and found["text"] == text
+    drawn_here = pretrained_answers(trained, Triplet("input"), [text])["picture"]
+    np.testing.assert_allclose(np.asarray(Image.open(picture), int), drawn_here, rtol=0, atol=1)
+    heard = pretrained_answers(trained, Triplet("input", audio=audio), [], seed=5)["picture"]
+    np.testing.assert_allclose(found["heard"], heard, rtol=0, atol=1)
+    batch = trained.batch([shown])
+    for name in ("region_features", "region_boxes", "audio_features"):
+        valid = batch[f"{name.split('_')[0]}_valid"][0]
+        expected_here = batch[name][0][valid].astype(np.float32)
+        np.testing.assert_allclose(found[name], expected_here, rtol=1e-3, atol=1e-4, err_msg=name)
+    match = 1 / (1 + np.exp(found["matching"][4] - found["matching"][3]))
+    (said,) = [said for said in expected["texts"] if said["with"] == "image"]
+    np.testing.assert_allclose(match, said["match"], rtol=0, atol=1e-4)
+
+
+def test_several_inputs_are_padded_and_answered_each_as_alone(folder):
+    from opt_jax.export.modeling_opt_jax import OptJaxModel
+
+    model, processor = OptJaxModel.from_pretrained(folder), OptJaxProcessor.from_pretrained(folder)
+    samples = [Noise()[row] for row in range(2)]
+    images, audios = [sample.image for sample in samples], [sample.audio for sample in samples]
+    together = processor(text=list(TEXTS[:2]), image=images, audio=audios)
+    assert not together["attention_mask"].all() and not together["audio_attention_mask"].all()
+    with torch.no_grad():
+        logits = model(**together).matching_logits
+        for row, sample in enumerate(samples):
+            alone = model(**processor(text=sample.caption, image=sample.image, audio=sample.audio))
+            torch.testing.assert_close(logits[row], alone.matching_logits[0], rtol=0, atol=1e-5)
+    assert processor.caption(model, images) == [processor.caption(model, image) for image in images]
+    assert len(processor(text="star " * 50)["input_ids"][0]) == 20
+    assert processor(text="star " * 50)["input_ids"][0, -1] == processor.tokenizer.sep_token_id
+
+
+def test_the_encoders_come_back(workdir, folder, tmp_path):
+    for name, kind in (("detector", "faster_rcnn"), ("wav2vec2", "wav2vec2"), ("dvae", "dvae")):
+        main(["import", f"--kind={kind}", f"--source={folder / name}", f"--out={tmp_path / name}"])
+        expected = load_frozen(workdir / "encoders" / name)[0]
+        jax.tree.map(np.testing.assert_array_equal, load_frozen(tmp_path / name)[0], expected)
+
+
+def test_the_card_tells_use_data_results_and_licence(folder):
+    card = (folder / "README.md").read_text()
+    for told in ("processor.caption(model", "processor.draw(model", "3 rows of *Spoken Scenes*", "12.35"):
+        assert told in card
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "README.md", "exec")
+    assert 'folder = "toy-model"' in code and "Apache License" in card and "## Limitations" in card
+
+
+def test_what_cannot_be_used_is_told_in_one_line(folder, tmp_path):
+    processor, sample = OptJaxProcessor.from_pretrained(folder), Noise()[0]
+    (tmp_path / "noise.txt").write_text("noise")
+    wrong = [
+        (dict(), "give a text"),
+        (dict(text=" "), "is empty"),
+        (dict(image=sample.image[..., :2]), r"uint8 \[72, 96, 2\], expected"),
+        (dict(image=sample.image[:4]), "a side needs 8"),
+        (dict(image=np.zeros((8, 800, 3), np.uint8)), "too thin"),
+        (dict(audio=sample.audio[:300]), "has 300 samples"),
+        (dict(audio=0 * sample.audio), "silent"),
+        (dict(audio=(sample.audio * 100).astype(np.int16)), "expected floats"),
+        (dict(text=["a", "b"], image=sample.image), "as many"),
+    ]
+    for inputs, told in wrong:
+        with pytest.raises(ValueError, match=told):
+            processor(**inputs)
+    for kind, told in (("ready", "region_features and region_boxes"), ("none", "without pictures")):
+        processor.settings["regions"] = kind
+        with pytest.raises(ValueError, match=told):
+            processor(image=sample.image)
+    processor.speech = processor.dvae = None
+    with pytest.raises(ValueError, match="without recordings"):
+        processor(audio=sample.audio)
+    with pytest.raises(ValueError, match="draws no picture"):
+        processor.draw(None, "a ball")
