@@ -58,6 +58,12 @@ def test_bfloat16_becomes_float32(tmp_path):
         assert found.dtype == np.float32 and found.tolist() == [1.5, -2.0]
 
 
+def test_float64_stays_float64(tmp_path):
+    save_file({"x": np.array([1 + 2**-40])}, tmp_path / "model.safetensors")
+    found = read_arrays(tmp_path)["x"]
+    assert found.dtype == np.float64 and found.tolist() == [1 + 2**-40]
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_torch_files_of_tensors(tmp_path, wrapped):
     torch = pytest.importorskip("torch")
