@@ -17,11 +17,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.workdir = f"runs/{variant}_text_to_image"
     config.inputs = ("T", "A", "T+A")
     config.label_smoothing = 0.0
+    if variant == "tiny":
+        config.train.steps = 800
     # The dVAE's decoder is trained on, with the same codes. No steps: it stays as it is.
     config.picture_decoder = ConfigDict(dict(train=dict(steps=4000 if variant == "tiny" else 0)))
     config.picture_decoder.train.update(
         dict(batch_size=32, learning_rate=2e-3, warmup_steps=50, decay="cosine", weight_decay=0.0)
     )
     # Of so many pictures drawn for each text the one is kept that matches best.
-    config.evaluation.update(dict(pictures=100, drawn=4, top_k=32, seed=0))
+    config.evaluation.update(dict(pictures=100, drawn=8, top_k=32, seed=0))
     return config
