@@ -48,7 +48,7 @@ def pretrained_answers(trained: Trained, triplet: Triplet, texts: list[str], see
         answers["transcript"] = written((False, image, True))
     if not image and trained.dvae is not None and (audio or len(texts) == 1):
         described = dataclasses.replace(triplet, caption=texts[0] if texts else None)
-        answers["picture"] = draw(trained, trained.model, described, seed, settings.top_k)
+        answers["picture"] = draw(trained, trained.model, described, seed, top_k=settings.top_k)
     if texts and (image or audio):
         answers["texts"] = compare(trained, trained.model, triplet, texts)
     return answers
@@ -71,7 +71,8 @@ def finetuned_answers(tuned: FineTuned, triplet: Triplet, texts: list[str], seed
         return {"texts": compare(trained, tuned.model, triplet, texts)}
     described = dataclasses.replace(triplet, caption=texts[0] if texts else None)
     if task == "text_to_image":
-        return {"picture": draw(trained, tuned.model, described, seed, settings.top_k)}
+        options = {"top_k": settings.top_k, "guidance": settings.guidance}
+        return {"picture": draw(trained, tuned.model, described, seed, **options)}
     batch = trained.batch([described])
     if task in ("captioning", "speech_recognition"):
         name = "caption" if task == "captioning" else "transcript"
@@ -119,12 +120,12 @@ def write(
     return tokenizer.decode(model.text(batch, keep, beams=beams, **options)[0])
 
 
-def draw(trained: Trained, model: Model, described: Triplet, seed: int, top_k: int) -> np.ndarray:
+def draw(trained: Trained, model: Model, described: Triplet, seed: int, **options) -> np.ndarray:
     """A picture uint8 [H, W, 3] of a text, a recording or both: of several that `model` draws the one that
-    matches best, by the head of the pre-trained model."""
+    matches best, by the head of the pre-trained model; options of `Model.codes`."""
     keep = (described.caption is not None, False, described.audio is not None)
     batch = {name: np.repeat(x, DRAWN, 0) for name, x in trained.batch([described]).items()}
-    pictures = dvae.decode(trained.dvae, model.codes(batch, keep, seed, top_k=top_k))
+    pictures = dvae.decode(trained.dvae, model.codes(batch, keep, seed, **options))
     query = "text" if keep[TEXT] else "audio"
     shown = trained.batch([dataclasses.replace(described, image=picture) for picture in pictures])
     return pictures[int(trained.model.matching(shown, (query,), "image")[0].argmax())]

@@ -201,8 +201,9 @@ def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTun
         raise DamagedCheckpoint(f"{error}; delete it, and run the fine-tuning's command again") from error
     data = _features(config, workdir, place)
     trained = load_trained(place, config.pretrained_step or None)
-    if (workdir / "dvae").is_dir():  # with a decoder that had more training
-        trained = dataclasses.replace(trained, dvae=load_frozen(workdir / "dvae")[0])
+    if (own := workdir / "dvae").is_dir():  # with a decoder that had more training
+        encoders = {**trained.encoders, "dvae": own}
+        trained = dataclasses.replace(trained, dvae=load_frozen(own)[0], encoders=encoders)
     opt, classes = (params["opt"], params["classes"]) if "classes" in params else (params, None)
     if jax.tree.map(np.shape, opt) != jax.tree.map(np.shape, trained.model.params):
         raise _another(workdir, place)

@@ -182,14 +182,20 @@ class Model:
     def _text(self, params, batch, keep, **options):
         return generate_text(self.model, params, *self.memory(params, batch, keep), **options)[0]
 
-    def codes(self, batch, keep: Keep, seed: int, *, top_k: int) -> np.ndarray:
-        """Sampled image codes [B, G] for the modalities in `keep`."""
-        return self.run(self._codes, batch, jax.random.key(seed), keep=keep, top_k=top_k)
+    def codes(self, batch, keep: Keep, seed: int, *, top_k: int, guidance: float = 0.0) -> np.ndarray:
+        """Sampled image codes [B, G] for the modalities in `keep`; guidance: away from those for nothing."""
+        options = {"keep": keep, "top_k": top_k, "guidance": guidance}
+        return self.run(self._codes, batch, jax.random.key(seed), **options)
 
-    def _codes(self, params, batch, key, keep, top_k):
-        return generate_image_codes(self.model, params, *self.memory(params, batch, keep), key, top_k=top_k)[
-            0
-        ]
+    def _codes(self, params, batch, key, keep, top_k, guidance):
+        memory, valid = self.memory(params, batch, keep)
+        if guidance:
+            nothing = self.memory(params, batch, NOTHING)  # [CLS] alone
+            more = memory.shape[1] - nothing[0].shape[1]
+            memory = jnp.concatenate([memory, jnp.pad(nothing[0], ((0, 0), (0, more), (0, 0)))])
+            valid = jnp.concatenate([valid, jnp.pad(nothing[1], ((0, 0), (0, more)))])
+        options = {"top_k": top_k, "guidance": guidance}
+        return generate_image_codes(self.model, params, memory, valid, key, **options)[0]
 
     def code_predictions(self, batch, keep: Keep) -> np.ndarray:
         """The most likely code [B, G] at each cell, given the true codes before it."""

@@ -106,43 +106,61 @@ def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, bea
 
 
 def sample(
-    model: OPT, params, memory, valid, key, *, what, length, temperature=1.0, top_k=0, top_p=1.0, end_id=-1
+    model: OPT,
+    params,
+    memory,
+    valid,
+    key,
+    *,
+    what,
+    length,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    end_id=-1,
+    guidance=0.0,
 ):
     """Draws a sequence symbol by symbol.
 
     Args:
+      memory, valid: M [B, S, D] and [B, S]; with guidance [2 B, ...], the second half of nothing shown.
       what: 'text' or 'image'. length: positions to draw (a picture's number of codes).
       temperature: divides the logits; 0 takes the best symbol. top_k: draws among the k best only, 0 for all.
       top_p: draws among the fewest symbols whose probability reaches p. end_id: symbol after which a text is
-        done, -1 for none.
+        done, -1 for none. guidance: w of classifier-free guidance (arXiv 2207.12598): the logits are moved by
+        w times their difference from those of a model that is shown nothing.
     Returns: symbols [B, length] (end_id repeated after the end), log-probability [B] under the model,
     unfiltered.
     """
     step, cache, _ = _decoder(model, params, memory, valid, what, length, 1)
+    size = memory.shape[0] // (2 if guidance else 1)
+    dtype = jnp.promote_types(memory.dtype, jnp.float32)
 
     def advance(carry, position):
         last, ended, score, cache = carry
-        logits, cache = step(last, position, cache)
+        logits, cache = step(jnp.tile(last, 2 if guidance else 1), position, cache)
+        guided = logits
+        if guidance:
+            logits, unshown = jnp.split(logits, 2)
+            guided = logits + guidance * (logits - unshown)
         if temperature == 0:
-            symbol = logits.argmax(-1)
+            symbol = guided.argmax(-1)
         else:
-            kept = keep_likely(logits / temperature, top_k, top_p)
+            kept = keep_likely(guided / temperature, top_k, top_p)
             symbol = jax.random.categorical(jax.random.fold_in(key, position), kept)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), symbol[:, None], 1)[:, 0]
         symbol = jnp.where(ended, end_id, symbol).astype(jnp.int32)
         score += jnp.where(ended, 0.0, log_prob)
         return (symbol, ended | (symbol == end_id), score, cache), symbol
 
-    size, dtype = memory.shape[0], jnp.promote_types(memory.dtype, jnp.float32)
     start = (jnp.zeros(size, jnp.int32), jnp.zeros(size, bool), jnp.zeros(size, dtype), cache)
     (_, _, score, _), symbols = lax.scan(advance, start, jnp.arange(length))
     return symbols.T, score
 
 
-def generate_image_codes(model: OPT, params, memory, valid, key, *, temperature=1.0, top_k=0, top_p=1.0):
-    """Draws the codes [B, G] of a picture for M; arguments and result as for `sample`."""
+def generate_image_codes(model: OPT, params, memory, valid, key, **options):
+    """Draws the codes [B, G] of a picture for M; arguments, options and result as for `sample`."""
     length = model.sizes.codes_per_image
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     return sample(model, params, memory, valid, key, what="image", length=length, **options)
 
 

@@ -38,9 +38,12 @@ class Drawing(Downstream):
 
     def losses(self, params, batch, key, step, dropout):
         del step
-        keys = jax.random.split(key) if dropout else (None, None)
-        memory, valid = self.encode(params, batch, keys[0])
+        *keys, hidden_key = jax.random.split(key, 3) if dropout else (None, None, None)
         weight = batch["keep"].any(1, keepdims=True) & batch["present"][:, IMAGE, None]
+        if dropout:  # some rows learn to be drawn of nothing, from which guidance leads away
+            hidden = jax.random.bernoulli(hidden_key, self.config.hidden_fraction, (len(weight), 1))
+            batch = batch | {"keep": batch["keep"] & ~hidden}
+        memory, valid = self.encode(params, batch, keys[0])
         weight &= batch["image_codes"] >= 0
         codes = jnp.maximum(batch["image_codes"], 0)
         memory_kv = self.apply(params, "image_memory", memory)
@@ -92,10 +95,14 @@ class Drawing(Downstream):
         return results
 
     def drawn(self, model, batch, triplets, keep) -> np.ndarray:
-        """Codes [B, G]: of `evaluation.drawn` pictures for each row the one that matches best."""
+        """Codes [B, G]: of `evaluation.drawn` pictures for each row the one that matches best.
+
+        Without guidance of the pre-trained model, which never learned to be shown nothing.
+        """
         settings = self.config.evaluation
+        guidance = 0.0 if model.params is self.trained.model.params else settings.guidance
         tries = [
-            model.codes(batch, keep, settings.seed + number, top_k=settings.top_k)
+            model.codes(batch, keep, settings.seed + number, top_k=settings.top_k, guidance=guidance)
             for number in range(settings.drawn)
         ]
         if settings.drawn == 1:

@@ -82,12 +82,12 @@ def _finetuning(config) -> Iterator[str]:
         yield from positive(config, *(f for f in decoder if f.endswith(("batch_size", "learning_rate"))))
         yield from one_of(config, "picture_decoder.train.decay", DECAYS)
     yield from probability(config, "train.end_learning_rate_fraction")
-    shares = [field for field in ("label_smoothing", "hard_fraction", "margin") if field in config]
-    yield from probability(config, *shares)
+    shares = ("label_smoothing", "hard_fraction", "hidden_fraction", "margin")
+    yield from probability(config, *(field for field in shares if field in config))
     weights = [field for field in ("contrastive_weight", "text_weight") if field in config]
     yield from not_negative(config, *weights)
     yield from positive(config, *(field for field in ("hard_temperature",) if field in config))
-    may_be_zero = {"examples", "rerank_top", "seed"}
+    may_be_zero = {"examples", "rerank_top", "guidance", "seed"}
     fields = {field: f"evaluation.{field}" for field in config.evaluation}
     yield from not_negative(config, *(name for field, name in fields.items() if field in may_be_zero))
     yield from positive(config, *(name for field, name in fields.items() if field not in may_be_zero))

@@ -222,6 +222,28 @@ def test_drawn_text_is_padded_after_its_end_and_scored_by_the_model():
         np.testing.assert_allclose(score, sequence_score(opt, memory, valid, ids, 3), atol=1e-4)
 
 
+def test_guidance_leads_away_from_what_is_drawn_of_nothing():
+    model, params = make(True)
+    inputs = uncorrupted(make_batch())
+    shown, nothing = (
+        model.apply({"params": params}, x, method="encode")
+        for x in (inputs, uncorrupted(make_batch(), (False, False, False)))
+    )
+    both = tuple(jnp.concatenate(pair) for pair in zip(shown, nothing, strict=True))
+    options = {"what": "image", "length": G, "temperature": 0, "guidance": 1.5}
+    codes, score = jax.jit(lambda m, v: sample(model, params, m, v, jax.random.key(0), **options))(*both)
+
+    def logits(memory, valid):
+        memory_kv = model.apply({"params": params}, memory, method="image_memory")
+        return model.apply({"params": params}, codes, memory_kv, valid, method="image_logits")
+
+    seen, unseen = logits(*shown), logits(*nothing)
+    np.testing.assert_array_equal(codes, (seen + 1.5 * (seen - unseen)).argmax(-1))
+    assert (codes != seen.argmax(-1)).any()
+    own = jnp.take_along_axis(jax.nn.log_softmax(seen), codes[..., None], -1)[..., 0].sum(1)
+    np.testing.assert_allclose(score, own, rtol=1e-5)
+
+
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
 def test_beam_search_finds_the_best_text_of_two_symbols(length_penalty):
     opt = model, params = make(True)
