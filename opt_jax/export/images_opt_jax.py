@@ -1,34 +1,84 @@
 """Pictures as the frozen encoders take them: decoded, resized, and boxes relative to them."""
 
 import os
+import warnings
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 GREY = 127
 MIN_SIDE = 8  # pixels; less holds nothing to see
+MAX_PIXELS = 40_000_000
 THINNEST = 16  # pixels of a resized picture's shorter side
+KNOWN = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+MODES = ("1", "L", "LA", "La", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr")  # 8 bits a channel, no palette
 
 
 def as_array(picture) -> np.ndarray:
     """uint8 [H, W, 3] of a file's name, a PIL image (what is transparent becomes white), or such an array.
 
-    Raises: ValueError: it is something else, or too small.
+    A file is turned as its EXIF says. Sizes and colours are looked at before anything is decoded.
+
+    Raises: ValueError: it is something else, damaged, of a side under MIN_SIDE or over MAX_PIXELS; or it has
+      a palette, print colours or more than 8 bits a channel: what these show depends on more than numbers.
     """
     if isinstance(picture, str | os.PathLike):
-        with Image.open(picture) as file:
-            picture = ImageOps.exif_transpose(file)
+        return from_file(picture)
     if isinstance(picture, Image.Image):
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = np.asarray(picture.convert("RGB"))
+        return from_pillow(picture)
+    if not hasattr(picture, "shape"):
+        raise ValueError(
+            f"a picture is a file's name, a PIL image or uint8 [H, W, 3], and not {type(picture).__name__}"
+        )
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"the picture is {picture.dtype} {list(picture.shape)}, expected uint8 [H, W, 3]")
-    if min(picture.shape[:2]) < MIN_SIDE:
-        raise ValueError(f"the picture has {list(picture.shape[:2])} pixels; a side needs {MIN_SIDE}")
+    check_size(*picture.shape[:2])
     return picture
+
+
+def from_file(name) -> np.ndarray:
+    """`as_array` of a file; errors name it."""
+    if not Path(name).is_file():
+        raise ValueError(f"{name}: there is no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
+            file = Image.open(name, formats=KNOWN)
+        with file:
+            check_colours(file)
+            return from_pillow(ImageOps.exif_transpose(file))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is no picture: none of {', '.join(KNOWN)}") from error
+    except Exception as error:  # decoders raise all kinds on damaged files
+        raise ValueError(f"{name} cannot be used: {error}") from error
+
+
+def from_pillow(picture: Image.Image) -> np.ndarray:
+    check_colours(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"))
+
+
+def check_colours(picture: Image.Image) -> None:
+    """Raises ValueError unless the size, mode and bits of a picture, decoded or not, can be used."""
+    check_size(picture.height, picture.width)
+    # Pillow cuts colours of 16 bits to 8 as it decodes them; until then `tile` tells.
+    deep = picture.format in ("PNG", "TIFF") and ";16" in str(getattr(picture, "tile", ""))
+    if deep or picture.mode not in MODES:
+        found = "16 bits a channel" if deep else f"the mode {picture.mode}"
+        raise ValueError(f"the picture has {found}; save it as RGB of 8 bits")
+
+
+def check_size(height: int, width: int) -> None:
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"the picture has [{height}, {width}] pixels; a side needs {MIN_SIDE}")
+    if height * width > MAX_PIXELS:
+        most = f"{MAX_PIXELS // 1_000_000} million"
+        raise ValueError(f"the picture has [{height}, {width}] pixels, more than {most}; make it smaller")
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:

@@ -134,8 +134,7 @@ class OptJaxProcessor:
         """
         if self.speech is None:
             raise ValueError("this model was trained without recordings")
-        waveform = as_waveform(recording, sampling_rate)
-        frames = self.speech(waveform[: int(self.settings["max_seconds"] * SAMPLE_RATE)])
+        frames = self.speech(as_waveform(recording, sampling_rate, self.settings["max_seconds"]))
         stack = self.settings["audio_stack"]
         frames = torch.cat([frames, frames[-1:].expand(-len(frames) % stack, -1)])
         stacked = frames.reshape(-1, stack * frames.shape[1])

@@ -5,6 +5,7 @@ Letters: N samples, F frames, D numbers of a frame.
 
 import json
 import math
+import numbers
 import os
 from pathlib import Path
 
@@ -16,34 +17,87 @@ from transformers import Wav2Vec2ForCTC, Wav2Vec2ForPreTraining, Wav2Vec2Model
 SAMPLE_RATE = 16_000
 SHORTEST = 400  # samples, 25 ms
 QUIETEST = 1e-5  # of full scale: below the last bit of 16
+LOUDEST = 1e6  # 16-bit numbers that nobody scaled stay far below
+RATES = (1_000, 400_000)  # samples a second
+MAX_NUMBERS = 1 << 26  # samples of all channels together
 KAISER_BETA, CROSSINGS = 5.0, 10  # of the filter that resamples
 CLASSES = {module.__name__: module for module in (Wav2Vec2Model, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining)}
 
 
-def as_waveform(recording, sampling_rate: int = SAMPLE_RATE) -> np.ndarray:
+def as_waveform(recording, sampling_rate: int = SAMPLE_RATE, seconds: float = 1800) -> np.ndarray:
     """float32 [N] at 16 kHz of a sound file's name, or of samples [n] or [n, channels] from -1 to 1.
 
-    sampling_rate: of samples; a file tells its own. Raises: ValueError: it is silent, too short, or no sound.
+    sampling_rate: of samples; a file tells its own. seconds: of the beginning, which are used; what comes
+    later is not looked at.
+
+    Raises: ValueError: these are silent, too short, too loud, not finite, or no sound.
     """
     if isinstance(recording, str | os.PathLike):
-        try:
-            import soundfile
-        except ImportError as error:
-            told = "reading a sound file needs the package soundfile; or give its samples and sampling_rate"
-            raise ValueError(f"{recording}: {told}") from error
-        recording, sampling_rate = soundfile.read(recording, dtype="float32", always_2d=True)
+        recording, sampling_rate = from_file(recording, seconds)
+    if isinstance(recording, numbers.Number):
+        raise ValueError("a list is one of recordings, not of samples; give samples as a numpy array")
+    check_rate(sampling_rate)
     waveform = np.asarray(recording)
     if waveform.dtype.kind != "f" or waveform.ndim not in (1, 2):
         found = f"{waveform.dtype} {list(waveform.shape)}"
         raise ValueError(f"the recording is {found}, expected floats [samples] or [samples, channels]")
+    if waveform.ndim == 2 and waveform.shape[0] < waveform.shape[1]:
+        found = f"has more channels than samples, {list(waveform.shape)}"
+        raise ValueError(f"the recording {found}; expected [samples, channels], so transpose it")
+    waveform = waveform[: samples_needed(seconds, sampling_rate)]
+    if waveform.size > MAX_NUMBERS:
+        raise ValueError(f"the recording has {list(waveform.shape)} samples and channels; cut it")
     waveform = waveform.astype(np.float32)
     waveform = waveform.mean(1) if waveform.ndim == 2 else waveform
-    waveform = resampled(waveform, sampling_rate)
+    waveform = resampled(waveform, sampling_rate)[: int(seconds * SAMPLE_RATE)]
     if len(waveform) < SHORTEST:
         raise ValueError(f"the recording has {len(waveform)} samples at 16 kHz; it needs {SHORTEST}")
-    if not np.isfinite(waveform).all() or np.abs(waveform).max() < QUIETEST:
+    loudest = np.abs(waveform).max()
+    if not np.isfinite(loudest) or loudest < QUIETEST:
         raise ValueError("the recording is silent, or has samples that are not finite")
+    if loudest > LOUDEST:
+        raise ValueError(f"the recording has samples up to {loudest:.0e}; they lie between -1 and 1")
     return waveform
+
+
+def from_file(name, seconds: float) -> tuple[np.ndarray, int]:
+    """(float32 [n, channels], rate) of the beginning of a sound file, as far as `seconds` need it."""
+    try:
+        import soundfile
+    except ImportError as error:
+        told = "reading a sound file needs the package soundfile; or give its samples and sampling_rate"
+        raise ValueError(f"{name}: {told}") from error
+    if not Path(name).is_file():
+        raise ValueError(f"{name}: there is no such file")
+    try:
+        with soundfile.SoundFile(name) as file:
+            check_rate(rate := file.samplerate)
+            needed = min(samples_needed(seconds, rate), file.frames)
+            if needed * file.channels > MAX_NUMBERS:
+                raise ValueError(f"{file.channels} channels of {needed} samples; cut it")
+            return file.read(needed, dtype="float32", always_2d=True), rate
+    except Exception as error:  # decoders raise all kinds on damaged files
+        raise ValueError(f"{name} cannot be used as sound: {error}") from error
+
+
+def check_rate(rate) -> None:
+    """Raises ValueError unless it is a whole number in RATES."""
+    if not isinstance(rate, numbers.Integral) or not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"sampling_rate is {rate!r}, expected a whole number from {RATES[0]} to {RATES[1]}")
+
+
+def phases_of(rate: int) -> tuple[int, int, int]:
+    """(up, down, half): 16 kHz / rate as a fraction, and half the length of the filter between the two."""
+    common = math.gcd(rate, SAMPLE_RATE)
+    up, down = SAMPLE_RATE // common, int(rate) // common
+    return up, down, CROSSINGS * max(up, down)
+
+
+def samples_needed(seconds: float, rate: int) -> int:
+    """Samples at `rate` of which the first int(16,000 * seconds) at 16 kHz are made, with the filter's
+    margin."""
+    up, down, half = phases_of(rate)
+    return (int(seconds * SAMPLE_RATE) * down + half) // up + 1
 
 
 def resampled(waveform: np.ndarray, rate: int) -> np.ndarray:
@@ -54,9 +108,7 @@ def resampled(waveform: np.ndarray, rate: int) -> np.ndarray:
     """
     if rate == SAMPLE_RATE:
         return waveform
-    common = math.gcd(rate, SAMPLE_RATE)
-    up, down = SAMPLE_RATE // common, rate // common
-    half = CROSSINGS * max(up, down)
+    up, down, half = phases_of(rate)
     time = np.arange(-half, half + 1)
     kernel = np.sinc(time / max(up, down)) * np.kaiser(2 * half + 1, KAISER_BETA)
     kernel *= up / kernel.sum()
