@@ -64,6 +64,7 @@ def preparation(trained: Trained, workdir: Path, config: ConfigDict) -> Preparat
         "num_beams": told["beams"],
         "max_new_tokens": MAX_WORD_PIECES,
         "top_k": told["top_k"],
+        "guidance": config.evaluation.get("guidance", 0.0),
         # Of several pictures that which matches best is kept, by the head of the pre-training.
         "num_drawn": 1 if fine_tuned else DRAWN,
     }

@@ -3,6 +3,7 @@
 A `step` is a function (symbol [R] or None, past or None) -> (logits [R, W], past); see `Decoder.step`.
 """
 
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -90,6 +91,7 @@ def sample(
     end_id: int = -1,
     generator: torch.Generator | None = None,
     noise: Callable | None = None,
+    guidance: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Draws a sequence symbol by symbol.
 
@@ -99,17 +101,24 @@ def sample(
         reaches p.
       end_id: symbol after which a sequence is done, -1 for none. generator: of the random numbers.
       noise: in its place, a function (step, (B, W)) -> Gumbel noise in numpy, which is added to the logits.
+      guidance: w of classifier-free guidance (arXiv 2207.12598): the logits are moved by w times their
+        difference from those of a model that is shown nothing. `step` then is for 2 B rows, of which the
+        second half is shown nothing.
     Returns: symbols [B, length] (end_id repeated after the end), log-probability [B] under the model,
     unfiltered.
     """
     symbol, past, drawn = None, None, []
     for position in range(length):
-        logits, past = step(symbol, past)
-        logits = at_least_float32(logits)
+        last = symbol.repeat(2) if guidance and symbol is not None else symbol
+        logits, past = step(last, past)
+        guided = logits = at_least_float32(logits)
+        if guidance:
+            logits, unshown = logits.chunk(2)
+            guided = logits + guidance * (logits - unshown)
         if temperature == 0:
-            chosen = logits.argmax(-1)
+            chosen = guided.argmax(-1)
         else:
-            likely = keep_likely(logits / temperature, top_k, top_p)
+            likely = keep_likely(guided / temperature, top_k, top_p)
             if noise is None:
                 chosen = torch.multinomial(likely.softmax(-1), 1, generator=generator)[:, 0]
             else:
@@ -144,6 +153,14 @@ def padded_after(ids: Tensor, end_id: int, pad_id: int) -> Tensor:
     """ids [B, N] with pad_id after the first end symbol."""
     ends = (ids == end_id).long()
     return ids.masked_fill(ends.cumsum(1) - ends > 0, pad_id)
+
+
+def counted(name: str, value, default: int) -> int:
+    """A number of things, by default `default`. Raises: ValueError: it is no whole number from 1 on."""
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a whole number from 1 on")
+    return int(value)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

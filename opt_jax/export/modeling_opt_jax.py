@@ -30,7 +30,7 @@ from .encoder_opt_jax import (
     Embedder,
     masked_mean,
 )
-from .generation_opt_jax import padded_after, sample, search
+from .generation_opt_jax import counted, padded_after, sample, search
 
 NUM_MATCHING_CLASSES = 5
 IGNORED = -100  # label of a position without loss
@@ -123,7 +123,8 @@ class OptJaxModel(PreTrainedModel):
         labels: Tensor | None = None,
         image_codes: Tensor | None = None,
         output_hidden_states: bool = False,
-    ) -> OptJaxOutput:
+        return_dict: bool = True,
+    ) -> OptJaxOutput | tuple:
         """Encodes the modalities that are given, and decodes `labels` and `image_codes` by teacher forcing.
 
         Args:
@@ -134,7 +135,13 @@ class OptJaxModel(PreTrainedModel):
           *_masked: bool, features to replace by the learned mask.
           labels: int [B, N], a text to write: words and [SEP] without [CLS], -100 behind its end.
           image_codes: int [B, G], the codes of a picture to draw, in raster order; -100 is left out.
+          return_dict: False for a tuple of what the output holds, in its order.
+
+        Raises: ValueError: nothing is given, or labels or image_codes are -100 everywhere.
         """
+        for name, symbols in (("labels", labels), ("image_codes", image_codes)):
+            if symbols is not None and not bool((symbols != IGNORED).any()):
+                raise ValueError(f"{name} are {IGNORED} everywhere, so that there is no loss; leave them out")
         texts = input_ids, attention_mask
         regions = region_features, region_boxes, region_attention_mask, region_masked
         frames = audio_features, audio_attention_mask, audio_masked
@@ -161,7 +168,7 @@ class OptJaxModel(PreTrainedModel):
             output.image_logits = self.image_logits(image_codes.clamp(min=0), memory, valid)
             losses.append(functional.cross_entropy(output.image_logits.mT, image_codes, ignore_index=IGNORED))
         output.loss = sum(losses) if losses else None
-        return output
+        return output if return_dict else output.to_tuple()
 
     def embed(self, texts: tuple, regions: tuple, frames: tuple) -> tuple[Tensor, Tensor, Tensor]:
         """(states [B, S, D], valid bool [B, S], groups [S]) of (input_ids, mask), (region_features, boxes,
@@ -256,7 +263,8 @@ class OptJaxModel(PreTrainedModel):
           num_beams, length_penalty: see `search`. sampling: temperature, top_k, top_p, generator of `sample`.
         Returns: ids [B, max_length] without [CLS], padded behind [SEP]; log-probability [B].
         """
-        max_length = max_length or self.config.max_text_positions
+        max_length = counted("max_length", max_length, self.config.max_text_positions)
+        num_beams = counted("num_beams", num_beams, 1)
         end_id, pad_id = self.config.sep_token_id, self.config.pad_token_id
         if do_sample:
             options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "end_id": end_id} | sampling
@@ -275,14 +283,28 @@ class OptJaxModel(PreTrainedModel):
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
         noise: Callable | None = None,
+        guidance: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Draws the codes [B, G] of a picture, in raster order, and gives their log-probability [B].
 
-        Arguments as of `sample`; top_k=1 takes the most likely code at each cell.
+        Arguments as of `sample`; top_k=1 takes the most likely code at each cell. guidance is of use to a
+        model that was fine-tuned with a part of its rows shown nothing.
         """
         drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        drawing |= {"generator": generator, "noise": noise}
+        drawing |= {"generator": generator, "noise": noise, "guidance": guidance}
+        encoded = self.with_nothing(encoded) if guidance else encoded
         return sample(self.stepper("image", encoded, 1), self.config.codes_per_image, **drawing)
+
+    def with_nothing(self, encoded: OptJaxOutput) -> OptJaxOutput:
+        """M [2 B, S, D] and its mask: those of `encoded`, then as many rows of a [CLS] that stands alone."""
+        memory, valid = encoded.last_hidden_state, encoded.attention_mask
+        ids = torch.full((1, 1), self.config.cls_token_id, device=memory.device)
+        nothing = torch.zeros_like(memory)
+        nothing[:, :1] = self(input_ids=ids).last_hidden_state
+        alone = torch.zeros_like(valid)
+        alone[:, 0] = True
+        both = torch.cat([memory, nothing]), torch.cat([valid, alone])
+        return OptJaxOutput(last_hidden_state=both[0], attention_mask=both[1])
 
     def stepper(self, what: str, encoded: OptJaxOutput, num_beams: int):
         """The `step` of a decoder, as generation wants it, for `num_beams` rows to each of `encoded`."""

@@ -193,6 +193,7 @@ class OptJaxProcessor:
         rows = {name: encoded[name].expand(number, *encoded[name].shape[1:]) for name in names}
         encoded = dataclasses.replace(encoded, **rows)
         options = {"top_k": self.settings["top_k"], "noise": lambda step, shape: gumbel(seed, step, shape)}
+        options["guidance"] = self.settings["guidance"]
         codes, _ = model.generate_image_codes(encoded, **options)
         pictures = self.dvae.decode(codes.cpu())
         query, best = "text" if text is not None else "audio", 0

@@ -15,6 +15,7 @@ from opt_jax.convert.__main__ import main
 from opt_jax.convert.export import Exported, write_folder
 from opt_jax.convert.layout import tensors as tensors_of_lines
 from opt_jax.encoders.frozen import load_frozen
+from opt_jax.evaluation.scorers import Model
 from opt_jax.models.generation import generate_image_codes, generate_text, keep_likely
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT
@@ -30,6 +31,7 @@ from exported_toy import (  # noqa: E402
     SIZES,
     TOKENS,
     B,
+    G,
     N,
     T,
     both,  # noqa: F401
@@ -135,6 +137,51 @@ def test_generation_agrees(both):  # noqa: F811
     found, found_score = both.model.generate_image_codes(output, top_k=1)
     np.testing.assert_array_equal(found.numpy(), np.asarray(codes))
     same(found_score, score, "log-probability of codes")
+
+
+def test_guided_codes_agree(both):  # noqa: F811
+    """A row alone, and padded ones; `gumbel` is the noise of `jax.random`, checked elsewhere."""
+    batch, key, found = make_batch(), jax.random.key(3), {}
+    scorer = Model(both.network, both.params, make_statistics())
+    tensors = tensors_of(batch, (True, False, True))
+    del tensors["audio_masked"]
+    with torch.no_grad():
+        output = both.model(**tensors)
+    with jax.enable_x64(True):
+        noise = [jax.random.gumbel(jax.random.fold_in(key, step), (B, 9), float) for step in range(G)]
+        noise = np.asarray(noise)
+        for guidance in (0.0, 1.5):
+
+            def draw(guidance=guidance):
+                shown = batch | {"present": np.ones((B, 3), bool)}
+                options = {"keep": (True, False, True), "top_k": 5, "guidance": guidance}
+                return scorer._codes(both.params, shown, key, **options)
+
+            expected = jax.jit(draw, compiler_options=COMPILE_QUICKLY)()
+            options = {"top_k": 5, "guidance": guidance, "noise": lambda step, shape: noise[step]}
+            found[guidance], _ = both.model.generate_image_codes(output, **options)
+            np.testing.assert_array_equal(found[guidance].numpy(), np.asarray(expected))
+    assert (found[0.0] != found[1.5]).any()
+
+
+def test_a_tuple_is_the_output_in_order(both):  # noqa: F811
+    inputs = {"input_ids": torch.tensor([[2, 7, 8]])}
+    with torch.no_grad():
+        found, expected = both.model(**inputs, return_dict=False), both.model(**inputs)
+    assert isinstance(found, tuple) and len(found) == len(expected.keys())
+    for one, other in zip(found, expected.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_what_gives_no_loss_or_no_symbol_is_refused(both):  # noqa: F811
+    inputs = {"input_ids": torch.tensor([[2, 7, 8]])}
+    for name in ("labels", "image_codes"):
+        with pytest.raises(ValueError, match=f"{name} are -100 everywhere"):
+            both.model(**inputs, **{name: torch.full((1, G), -100)})
+    output = both.model(**inputs)
+    for wrong in ({"max_length": 0}, {"max_length": -3}, {"num_beams": 0}, {"num_beams": 1.5}):
+        with pytest.raises(ValueError, match="expected a whole number from 1 on"):
+            both.model.generate_text(output, **wrong)
 
 
 @pytest.mark.slow
