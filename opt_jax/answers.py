@@ -85,8 +85,8 @@ def finetuned_answers(tuned: FineTuned, triplet: Triplet, texts: list[str], seed
     return {"answers": choose(tuned, batch, given, "answer"), "answer_written": written}
 
 
-def demand(config, given: Keep, texts: int) -> None:
-    """Raises InputSetError where a fine-tuning was not taught to answer from what is given.
+def taught(config) -> list[Keep]:
+    """What a fine-tuning was taught to answer from.
 
     That are its config.inputs; of these a question is answered only with the picture (the others show what
     the question alone gives away), and texts are compared pair by pair.
@@ -97,10 +97,16 @@ def demand(config, given: Keep, texts: int) -> None:
     if config.task == "retrieval":
         sets = [keep for keep in sets if sum(keep) == 2]
         sets += [(True, True, True)] if len(sets) == 2 else []
+    return sets
+
+
+def demand(config, given: Keep, texts: int) -> None:
+    """Raises InputSetError where a fine-tuning was not `taught` to answer from what is given."""
+    sets = taught(config)
     if given not in sets:
-        taught = " or ".join(map(flags, sets)) or "nothing that can be asked here"
+        told = " or ".join(map(flags, sets)) or "nothing that can be asked here"
         raise input_sets.InputSetError(
-            f"this {config.task} was taught to answer from {taught}; it was given {flags(given)}"
+            f"this {config.task} was taught to answer from {told}; it was given {flags(given)}"
         )
     if texts > 1 and config.task != "retrieval":
         raise input_sets.InputSetError(f"this {config.task} answers from one --text, and was given {texts}")

@@ -27,14 +27,16 @@ from pathlib import Path
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from opt_jax.convert import bert, dvae, faster_rcnn, frozen, opt, uniter, wav2vec2
+from opt_jax.convert import bert, dvae, faster_rcnn, frozen, opt, opt_config, uniter, wav2vec2
 from opt_jax.convert.export import PARTS, export
+from opt_jax.convert.place import beside, reason, straight
 from opt_jax.convert.shards import DTYPES, ExportError
 from opt_jax.convert.sources import SourceFileError, read_arrays
 from opt_jax.convert.table import ConversionError, convert
 from opt_jax.encoders.frozen import save_frozen
 
 WEIGHTS = (".safetensors", ".bin", ".pkl", ".pt", ".pth")
+FOREIGN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 HUB_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "*.pkl"]
 
 
@@ -98,10 +100,12 @@ def import_uniter(source: Path) -> tuple[dict, dict]:
 def import_opt(source: Path) -> tuple[dict, dict]:
     """(parameters, configuration) of a folder that `export` made, fine-tuned in PyTorch or not."""
     arrays = read_arrays(source)
-    config = opt.configuration(_read_json((source if source.is_dir() else source.parent) / "config.json"))
+    folder = source if source.is_dir() else source.parent
+    config = opt_config.configuration(_read_json(folder / "config.json"))
     shapes = opt.shapes(config)
+    opt_config.check_size(shapes, arrays)
     parameters = convert(arrays, opt.rows(config, shapes), shapes, f"{source} (opt)")
-    return parameters, opt.initial_configuration(config)
+    return parameters, opt_config.initial_configuration(config)
 
 
 KINDS = {
@@ -140,6 +144,8 @@ def main(arguments=None) -> None:
         sys.exit(f"opt_jax: {error}")
     except (SourceFileError, ValueError) as error:
         sys.exit(f"opt_jax: {error}")
+    except OSError as error:
+        sys.exit(f"opt_jax: {reason(error, flags.out)}")
 
 
 def run_export(flags: argparse.Namespace) -> None:
@@ -150,28 +156,37 @@ def run_export(flags: argparse.Namespace) -> None:
     options = {"pretrained": flags.pretrained, "dtype": flags.dtype, "only": flags.only, "force": flags.force}
     try:
         export(flags.checkpoint, flags.out, **options)
-    except (*expected_errors(), ExportError, OSError) as error:
+    except (*expected_errors(), ExportError) as error:
         sys.exit(f"opt_jax: {error}")
+    except OSError as error:
+        sys.exit(f"opt_jax: {reason(error, flags.out)}")
     for file in sorted(path for path in flags.out.rglob("*") if path.is_file()):
         print(f"{str(file.relative_to(flags.out)):40} {file.stat().st_size:,} bytes")
     print(f"{flags.checkpoint} is exported to {flags.out}")
 
 
 def run_import(kind: str, source: str, out: Path) -> None:
-    """Converts, and writes the frozen encoder. Raises ConversionError, SourceFileError or ValueError."""
-    if out.exists():
+    """Converts, and writes the frozen encoder, whole or not at all.
+
+    Raises ConversionError, SourceFileError or ValueError, and OSError where `out` cannot be written.
+    """
+    out = straight(out)
+    if out.exists() or out.is_symlink():
         raise SourceFileError(f"{out} exists; name a folder that is not there yet")
     path = found(source)
     try:
         parameters, config = KINDS[kind](path)
     except (ConversionError, SourceFileError):
         raise
-    except (ValueError, IndexError, KeyError) as error:  # what tells the sizes is missing, or of another kind
-        raise SourceFileError(f"{path} (as {kind}): {error}") from error
+    except FOREIGN as error:  # what tells the sizes is missing, or of another kind
+        told = str(error).strip() or type(error).__name__
+        told = f"{told} is missing" if isinstance(error, KeyError) else told.splitlines()[0]
+        raise SourceFileError(f"{path} (as {kind}): {told}") from error
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     weights = {file.name: _sha256(file) for file in files if file.suffix in (*WEIGHTS, ".json")}
     made_of = {"source": source, "source_sha256": weights}
-    save_frozen(out, unflatten_dict(parameters, sep="/"), config, made_of)
+    with beside(out) as aside:
+        save_frozen(aside, unflatten_dict(parameters, sep="/"), config, made_of)
     for name, array in sorted(parameters.items()):
         print(f"{name:64} {list(array.shape)}")
     total = sum(array.size for array in parameters.values())
@@ -196,9 +211,12 @@ def found(source: str) -> Path:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceFileError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SourceFileError(f"{path}: expected an object of fields, found {type(content).__name__}")
+    return content
 
 
 def _sha256(path: Path) -> str:

@@ -1,23 +1,18 @@
 """The model card of an exported folder: its use, training data, results, licence and limits."""
 
-import json
 from collections.abc import Mapping
+from pathlib import PurePath
 
+from opt_jax.convert.card_results import best, drawn, results
+from opt_jax.convert.card_usage import code
 from opt_jax.convert.preparation import Preparation
-from opt_jax.evaluation.report_figures import headlines
+from opt_jax.data.sources import parse
 
-SHOWN = 12  # figures, of those that have no headline
+TESTED = "torch 2.13, transformers 5.23, safetensors 0.8, Pillow 13.0 and soundfile 0.14"
 SPOKEN_SCENES = (
     "*Spoken Scenes*, which the project makes itself: rendered pictures of coloured shapes, sentences that"
     " describe them, and these sentences spoken by a speech synthesizer (espeak-ng)"
 )
-LOAD = """```python
-from transformers import AutoModel, AutoProcessor
-
-folder = "{name}"  # where it lies
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-{lines}```"""
 PARTS = {
     "detector": "`detector/`: Faster R-CNN, whose regions stand for a picture",
     "dvae": "`dvae/`: the discrete VAE, which turns pictures into codes and back",
@@ -26,18 +21,25 @@ PARTS = {
 
 
 def model_card(prepared: Preparation, config: Mapping, name: str, only: str) -> str:
-    """README.md for a folder of this name. config: of its config.json; only: what was exported."""
+    """README.md for a folder of this name.
+
+    prepared: with the encoders that the folder holds. config: of its config.json. only: 'all', or 'encoder'
+    without the decoders.
+
+    Raises: ExportError: the training's results.json is damaged.
+    """
     task = prepared.config.get("task")
     trained = f"fine-tuned for {task.replace('_', ' ')}" if task else "pre-trained"
     parts = [
         "---\nlibrary_name: transformers\nlicense: apache-2.0\ntags: [image, speech, text]\n---\n",
-        f"# {name}\n",
+        f"# {' '.join(name.split())}\n",
         "OPT, the Omni-Perception Pre-Trainer ([arXiv 2107.00249](https://arxiv.org/abs/2107.00249)): one"
         f" encoder-decoder over text, pictures and speech, {trained} with opt_jax and exported to PyTorch."
         f" {config['num_layers']} layers of {config['hidden_size']}, {config['vocab_size']} word pieces.\n",
         "## Usage\n",
-        "Needs torch, safetensors and transformers; Pillow for pictures, soundfile to read sound files.\n",
-        LOAD.format(name=name, lines=usage(prepared, only)),
+        "Needs torch, safetensors and transformers; Pillow for pictures, soundfile to read sound files."
+        f" Tested with {TESTED}; older versions were not tried.\n",
+        code(prepared, only, name),
         "\n`processing_opt_jax.py` and `modeling_opt_jax.py` say what goes in and what comes out.\n",
         *(f"- {PARTS[part]}" for part, place in prepared.encoders.items() if place),
         "\n## Training data\n",
@@ -53,43 +55,32 @@ def model_card(prepared: Preparation, config: Mapping, name: str, only: str) -> 
     return "\n".join(parts)
 
 
-def usage(prepared: Preparation, only: str) -> str:
-    """Lines of Python: one for each thing that the model can do."""
-    able = [name for name, place in prepared.encoders.items() if place]
-    lines = []
-    sees = prepared.settings["regions"] in ("detector", "grid")
-    if only == "all" and sees:
-        lines.append('print(processor.caption(model, "dog.jpg"))')
-    if only == "all" and "wav2vec2" in able:
-        lines.append('print(processor.transcribe(model, "dog.wav"))')
-    if only == "all" and "dvae" in able and sees:
-        lines.append('processor.draw(model, "a dog").save("picture.png")')
-    seen = ', image="dog.jpg"' if sees else ""
-    lines += [f'output = model(**processor(text="a dog"{seen}))', "print(output.matching_logits.sigmoid())"]
-    return "\n".join(lines) + "\n"
-
-
 def training_data(prepared: Preparation) -> str:
-    """What the run was given."""
+    """What the run was given; files by their names alone, as where they lay is nobody's business."""
+    source = described(prepared.data.source, prepared.data.manifest)
+    if "task" not in prepared.config:
+        return f"{prepared.rows:,} rows of {source}. Step by step: opt_jax, `--config=configs/pretrain.py`."
+    before = f"the data of its pre-training, {prepared.rows:,} rows of {source}"
     data = prepared.config.data
-    if "task" in prepared.config:
-        own = data.kind == "source"
-        return f"Fine-tuned on {f'`{data.source}`' if own else 'the data of its pre-training'}."
-    source = SPOKEN_SCENES if data.source == "spoken_scenes" else f"`{data.manifest or data.source}`"
-    return f"{prepared.rows:,} rows of {source}. Step by step: opt_jax, `--config=configs/pretrain.py`."
+    if data.kind == "source":
+        return f"Fine-tuned on {named(data.source)}, after {before}."
+    if data.kind == "noise":
+        return f"Fine-tuned on {before}. White noise was added, the speech {data.decibels:g} dB louder."
+    if data.kind == "questions":
+        return f"Fine-tuned on questions that were made about {before}."
+    return f"Fine-tuned on {before}."
 
 
-def results(prepared: Preparation) -> str:
-    """A table of the figures in results.json."""
-    path = prepared.workdir / "results.json"
-    if not path.is_file():
-        return "This training was not evaluated.\n"
-    found = {name: value for name, value in json.loads(path.read_text()).items() if value is not None}
-    rows = [(row["name"], row["value"], row["beside"]) for row in headlines(found)]
-    others = [name for name in found if not name.startswith(("seconds/", "encoders/", "set_aside/"))]
-    rows = rows or [(f"`{name}`", found[name], "") for name in others[:SHOWN]]
-    lines = [f"| {name} | {value:.2f} | {beside} |" for name, value, beside in rows]
-    return "\n".join(["On its test split:\n", "| figure | value | beside |", "|---|---|---|", *lines, ""])
+def described(source: str, manifest: str) -> str:
+    """The data of a pre-training with these `config.data`."""
+    return SPOKEN_SCENES if source == "spoken_scenes" else named(manifest or source)
+
+
+def named(spec: str) -> str:
+    """A source's kind and file name, of each of its parts (see `opt_jax.data.sources`): 'vqa:/a/b.json,c=d'
+    -> '`b.json` (vqa)'."""
+    parts = [parse(part.strip())[:2] for part in spec.split(" + ")]
+    return " and ".join(f"`{PurePath(path).name or path}` ({kind})" for kind, path in parts)
 
 
 def limitations(prepared: Preparation, only: str) -> str:
@@ -107,6 +98,12 @@ def limitations(prepared: Preparation, only: str) -> str:
         told.append("Pictures are given as regions that a detector elsewhere found.")
     if "task" in prepared.config:
         told.append("Fine-tuning moved all parameters for one task; for others use the pre-trained model.")
+    there, here = drawn(prepared)
+    if prepared.config.get("task") == "text_to_image" and there > here and only == "all":
+        told.append(
+            f"The evaluation kept {best(there)} for each text; here {best(here)} is drawn, as what ranks them"
+            " is the matching head of the pre-trained model, which is not in this folder."
+        )
     if only == "encoder":
         told.append("The decoders were left out: it neither writes nor draws.")
     return "".join(f"- {line}\n" for line in told)

@@ -4,7 +4,6 @@ that turn files into its inputs, a model card, and the files that define all of 
 The folder is made beside the one that was named, and renamed when it is complete.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -18,10 +17,11 @@ import jax
 import numpy as np
 
 from opt_jax.checkpoints import DamagedCheckpoint
-from opt_jax.convert import opt
+from opt_jax.convert import opt, opt_config
 from opt_jax.convert.card import model_card
-from opt_jax.convert.frozen import Frozen, frozen
+from opt_jax.convert.frozen import frozen
 from opt_jax.convert.layout import numbers, planned
+from opt_jax.convert.place import beside, check_place, straight
 from opt_jax.convert.preparation import Preparation, preparation
 from opt_jax.convert.shards import ExportError, Planned, total_size, write_weights
 from opt_jax.encoders.tokenizer import Tokenizer
@@ -65,6 +65,9 @@ def export(
 ) -> None:
     """Writes the folder `out`.
 
+    The checkpoint is loaded whole, and its tensors are converted and written one at a time: it takes the
+    memory of the parameters and a little more.
+
     Args:
       checkpoint: the working directory of a pre-training or a fine-tuning, or a step in its checkpoints.
       pretrained: of a fine-tuning: where its pre-training is now, if no longer where it was.
@@ -74,7 +77,7 @@ def export(
     Raises: ExportError; and, for a checkpoint that is unfinished, damaged or foreign, what `load_trained` and
       `load_finetuned` raise. In all cases what was in `out` stays as it was.
     """
-    check_place(out, force)
+    check_place(out := straight(out), force)
     write_folder(load(checkpoint, pretrained), out, dtype=dtype, only=only, force=force)
 
 
@@ -101,30 +104,25 @@ def load(checkpoint, pretrained=None) -> Exported:
 
 def found_in(place: Path) -> tuple[Path, str | None, int | None]:
     """(working directory, directory of checkpoints, step) that a path names; the latter None where it does
-    not."""
-    place = place.absolute()
-    if place.parent.parent.name == "checkpoints" and not (place / "config.json").is_file():
-        if not place.name.isdigit() or not place.is_dir():
+    not.
+
+    Raises: WorkdirError: it is in the checkpoints of a training, but is no finished step.
+    """
+    # As it is written first: the checkpoints of a working directory may lie elsewhere, behind a link.
+    paths = (Path(os.path.normpath(place.absolute())), place.resolve())
+    for path in paths:
+        if (path / "config.json").is_file():
+            return path, None, None
+        if path.parent.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+            return path.parents[2], path.parent.name, int(path.name)
+    for path in paths:
+        if path.parent.parent.name == "checkpoints":
             raise WorkdirError(f"{place} is no finished checkpoint; name the --workdir, or another step")
-        return place.parents[2], place.parent.name, int(place.name)
-    return place, None, None
-
-
-def check_place(out: Path, force: bool) -> None:
-    """Raises ExportError where `out` is there and may not be replaced."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if not force:
-        raise ExportError(f"{out} exists; name a folder that is not there yet, or replace it with --force")
-    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not is_exported(out)):
-        raise ExportError(f"{out} is no exported model, and only such a one --force replaces; name another")
-
-
-def is_exported(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "config.json").read_text())["model_type"] == opt.MODEL_TYPE
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+        if "checkpoints" in (path.name, path.parent.name) and path.is_dir():
+            steps = path.glob("[0-9]*" if path.parent.name == "checkpoints" else "*/[0-9]*")
+            told = ", ".join(sorted(str(step.relative_to(path)) for step in steps if step.name.isdigit()))
+            raise WorkdirError(f"{place} is no single checkpoint; name the --workdir or a step in it: {told}")
+    return place.absolute(), None, None
 
 
 def write_folder(
@@ -140,60 +138,46 @@ def write_folder(
     check_place(out, force)
     config = configuration(exported, dtype, only)
     tensors, values = weights(exported, config, dtype)
-    encoders = encoders_of(exported)
+    prepared = exported.preparation and held(exported.preparation, only)
+    encoders = {name: frozen(name, place) for name, place in prepared.encoders.items()} if prepared else {}
+    card = model_card(prepared, config, out.absolute().name, only) if prepared else ""
     size = total_size(tensors) + sum(total_size(encoder.tensors) for encoder in encoders.values())
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     free, needed = shutil.disk_usage(out.absolute().parent).free, size + SPARE
     if free < needed:
         told = f"{out.absolute().parent} has {free / 1e9:.2f} GB free, the export takes {needed / 1e9:.2f} GB"
-        raise ExportError(f"{told}; make room, name another --out, or ask for --dtype=bfloat16")
+        smaller = ", or ask for --dtype=bfloat16" if dtype in ("float32", "float64") else ""
+        raise ExportError(f"{told}; make room, or name another --out{smaller}")
     with beside(out) as aside:
         write_weights(aside, tensors, values, limit)
         (aside / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         files = MODELING_FILES
         for name, encoder in encoders.items():
             encoder.write(aside / name, limit)
-        if exported.preparation:
+        if prepared:
             files += PROCESSING_FILES
-            exported.preparation.write(aside, exported.tokenizer)
-            card = model_card(exported.preparation, config, out.absolute().name, only)
+            prepared.write(aside, exported.tokenizer)
             (aside / "README.md").write_text(card)
         for name in files:
             shutil.copyfile(Path(__file__).parents[1] / "export" / name, aside / name)
 
 
-def encoders_of(exported: Exported) -> dict[str, Frozen]:
-    """The frozen encoders that the folder is to hold, by the names of their folders."""
-    places = exported.preparation.encoders if exported.preparation else {}
-    return {name: frozen(name, place) for name, place in places.items() if place}
-
-
-@contextlib.contextmanager
-def beside(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, which becomes `out` at the end, in place of what was there."""
-    out = out.absolute()
-    aside, old = (out.with_name(f".{out.name}.{os.getpid()}{end}") for end in ("", ".old"))
-    aside.mkdir()
-    try:
-        yield aside
-        if out.exists():
-            out.rename(old)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+def held(prepared: Preparation, only: str) -> Preparation:
+    """With the frozen encoders that the folder is to hold: without the decoders no discrete VAE, where it
+    would but turn codes into pictures."""
+    unused = {"dvae"} if only == "encoder" and prepared.settings["regions"] != "grid" else set()
+    places = {name: place for name, place in prepared.encoders.items() if place and name not in unused}
+    return dataclasses.replace(prepared, encoders=places)
 
 
 def configuration(exported: Exported, dtype: str, only: str) -> dict:
     """config.json, as `OptJaxConfig` reads it."""
     model, sizes, tokenizer = exported.network.config, exported.network.sizes, exported.tokenizer
-    fields = (*opt.MODEL_FIELDS, "dropout", "initializer_range", "temperature_min")
+    fields = (*opt_config.MODEL_FIELDS, "dropout", "initializer_range", "temperature_min")
     names = list(exported.class_names)
-    config = {"model_type": opt.MODEL_TYPE, "architectures": ["OptJaxModel"], "auto_map": CLASSES}
+    config = {"model_type": opt_config.MODEL_TYPE, "architectures": ["OptJaxModel"], "auto_map": CLASSES}
     config |= {"dtype": dtype} | dataclasses.asdict(sizes) | {name: model[name] for name in fields}
-    config |= {name: dict(model[name]) if only == "all" else None for name in opt.DECODERS}
+    config |= {name: dict(model[name]) if only == "all" else None for name in opt_config.DECODERS}
     config |= {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "cls", "sep", "mask")}
     config["num_classes"] = 0 if exported.classes is None else len(exported.classes["bias"])
     if names:
@@ -203,13 +187,13 @@ def configuration(exported: Exported, dtype: str, only: str) -> dict:
 
 
 def weights(exported: Exported, config: Mapping, dtype: str) -> tuple[list[Planned], Iterator[np.ndarray]]:
-    """The tensors to write and, one at a time, their numbers.
+    """The tensors to write and, one at a time, their numbers, of parameters that are all in memory.
 
     Raises: DamagedCheckpoint: the parameters are not those of the network.
     """
     tree = dict(exported.params) | ({"classes": exported.classes} if config["num_classes"] else {})
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-    left_out = [name for name in opt.DECODERS if not config[name]]
+    left_out = [name for name in opt_config.DECODERS if not config[name]]
     found = {path: leaf for path, leaf in found.items() if path.split("/")[0] not in left_out}
     shapes = opt.shapes(config)
     if shapes != {path: leaf.shape for path, leaf in found.items()}:

@@ -9,36 +9,12 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from opt_jax.convert.layout import CONVOLUTION, FLAT, FROM_HEADS, MATRIX, SAME, Pair
+from opt_jax.convert.opt_config import DECODERS, MODEL_FIELDS, SIZE_FIELDS
 from opt_jax.convert.table import Row, shapes_of
 from opt_jax.models.opt import OPT, Sizes
 
-MODEL_TYPE = "opt_jax"
-DECODERS = ("text_decoder", "image_decoder")
-# Fields of config.json, which are those of `config.model` and of `Sizes` here.
-MODEL_FIELDS = (
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "mlp_size",
-    "pre_norm",
-    "layer_norm_epsilon",
-    "num_alignment_layers",
-    "alignment_size",
-    "frame_window",
-    "max_text_positions",
-    "max_audio_positions",
-)
-SIZE_FIELDS = (
-    "vocab_size",
-    "region_size",
-    "audio_size",
-    "num_region_classes",
-    "num_codes",
-    "codes_per_image",
-)
 STATISTICS = ("region_mean", "region_deviation", "audio_mean", "audio_deviation")
 
 
@@ -156,25 +132,3 @@ def smallest_batch(sizes: Sizes) -> tuple[dict[str, np.ndarray], np.ndarray]:
         inputs |= {f"{name}_features": np.zeros((1, 1, size), np.float32), f"{name}_masked": ~one}
     inputs["region_boxes"] = np.zeros((1, 1, 7), np.float32)
     return inputs, np.zeros((1, sizes.codes_per_image), np.int32)
-
-
-def configuration(published: Mapping) -> ConfigDict:
-    """The fields of config.json that decide the parameters.
-
-    Raises: ValueError: it is that of another model, or a field is missing.
-    """
-    if (found := published.get("model_type")) != MODEL_TYPE:
-        raise ValueError(f"config.json: model_type is {found!r}, expected {MODEL_TYPE!r}")
-    fields = (*MODEL_FIELDS, *SIZE_FIELDS, *DECODERS, "num_classes")
-    missing = [name for name in fields if name not in published]
-    if missing:
-        raise ValueError(f"config.json has no {', '.join(missing)}")
-    return ConfigDict({name: published[name] for name in fields})
-
-
-def initial_configuration(config: Mapping) -> dict:
-    """What `config.initial_parameters` is compared with: the fields of `config.model`, and the vocabulary.
-
-    `standardised` says that the projections take features with zero mean and unit deviation.
-    """
-    return {name: config[name] for name in (*MODEL_FIELDS, "vocab_size")} | {"standardised": True}

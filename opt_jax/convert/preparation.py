@@ -22,13 +22,15 @@ class Preparation:
     """Attributes:
     encoders: directories of the frozen encoders by name, None for one that was not used.
     settings: of preprocessor_config.json.
-    workdir: of the training that is exported, with its config. rows: of the data that features were made of.
+    workdir: of the training that is exported, with its config.
+    data: `config.data` of the pre-training. rows: of these data.
     """
 
     encoders: Mapping[str, Path | None]
     settings: Mapping
     workdir: Path
     config: ConfigDict
+    data: ConfigDict
     rows: int
 
     def write(self, folder: Path, tokenizer: Tokenizer) -> None:
@@ -68,4 +70,4 @@ def preparation(trained: Trained, workdir: Path, config: ConfigDict) -> Preparat
         # Of several pictures that which matches best is kept, by the head of the pre-training.
         "num_drawn": 1 if fine_tuned else DRAWN,
     }
-    return Preparation(trained.encoders, written, workdir, config, manifest.num_rows)
+    return Preparation(trained.encoders, written, workdir, config, settings.data, manifest.num_rows)

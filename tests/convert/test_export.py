@@ -1,11 +1,8 @@
-"""The command: from a working directory to a folder that transformers loads where there is no JAX."""
+"""The command: from a working directory to a folder for PyTorch, and back."""
 
 import inspect
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +18,10 @@ from opt_jax.checkpoints import Checkpoints
 from opt_jax.configuration import load
 from opt_jax.convert import opt as conversion
 from opt_jax.convert.__main__ import main
-from opt_jax.convert.export import beside, write_folder
+from opt_jax.convert.card_usage import usage
 from opt_jax.convert.export import load as load_checkpoint
+from opt_jax.convert.export import write_folder
+from opt_jax.convert.place import beside
 from opt_jax.convert.shards import ExportError
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.encoders.tokenizer import train_tokenizer
@@ -115,68 +114,6 @@ def folder(workdir, tmp_path_factory):
     return out
 
 
-WITHOUT_JAX = """
-import json, sys
-for name in ("jax", "jaxlib", "flax", "optax", "orbax", "opt_jax"):
-    sys.modules[name] = None  # importing it fails
-import torch
-from transformers import AutoConfig, AutoModel
-folder, batch = sys.argv[1], json.loads(sys.stdin.read())
-assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "opt_jax"
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__name__ == "OptJaxModel" and not model.training and model.dtype == torch.float32
-with torch.no_grad():
-    output = model(**{name: torch.tensor(x) for name, x in batch.items()})
-ids, _ = model.generate_text(output, num_beams=2, max_length=4)
-codes, _ = model.generate_image_codes(output, top_k=1)
-print(json.dumps(dict(
-    matching=output.matching_logits.tolist(), image=output.image_embeds.tolist(),
-    ids=ids.tolist(), codes=codes.tolist(),
-)))
-"""
-
-
-def test_the_folder_loads_through_transformers_where_there_is_no_jax(workdir, folder, tmp_path):
-    pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    ids, features, boxes = rng.integers(5, 60, (2, 6)), rng.normal(3, 2, (2, 3, 4)), rng.random((2, 3, 7))
-    ids[:, 0] = load_trained(workdir).tokenizer.cls_id
-    batch = {"input_ids": ids.tolist(), "region_features": features.tolist(), "region_boxes": boxes.tolist()}
-    script = tmp_path / "script.py"
-    script.write_text(WITHOUT_JAX)
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sys.executable, script, folder],
-        input=json.dumps(batch),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
-    assert np.shape(answers["ids"]) == (2, 4) and np.shape(answers["codes"]) == (2, SCHEMA.num_codes)
-    model = load_trained(workdir).model
-    nothing = np.zeros((2, 0), bool)
-    inputs = {
-        "text_ids": ids,
-        "text_valid": np.ones((2, 6), bool),
-        "region_features": features,
-        "region_boxes": boxes,
-        "region_valid": np.ones((2, 3), bool),
-        "audio_features": np.zeros((2, 0, len(model.statistics.audio_mean))),
-        "audio_valid": nothing,
-        "region_masked": np.zeros((2, 3), bool),
-        "audio_masked": nothing,
-    }
-    states, valid = model.apply(model.params, "align", model.standardise(inputs))
-    image = model.apply(model.params, "embeddings", states, valid, (6, 3, 0))["image"]
-    memory = model.apply(model.params, "fuse", states, valid, (6, 3, 0))
-    matching = model.apply(model.params, "matching_logits", memory)
-    np.testing.assert_allclose(answers["matching"], matching, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(answers["image"], image, rtol=0, atol=1e-5)
-
-
 def test_config_and_files_are_what_the_model_there_asks_for(folder):
     pytest.importorskip("torch")
     from opt_jax.export.configuration_opt_jax import OptJaxConfig
@@ -255,19 +192,24 @@ def test_numbers_that_float16_has_not_are_refused(workdir, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fine_tuned_classifier_is_exported_with_its_classes(tuned, tmp_path):
+def test_a_fine_tuned_classifier_is_exported_with_its_classes(tuned, tmp_path, capsys):
     torch = pytest.importorskip("torch")
     from opt_jax.export.modeling_opt_jax import OptJaxModel
 
     main(["export", f"--checkpoint={tuned}", f"--out={tmp_path / 'out'}"])
     exported, model = load_checkpoint(tuned), OptJaxModel.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "circle", 1: "square", 2: "star"}
-    text = np.array([[2, 7, 9, 3]])
+    ids = torch.tensor([[2, 7, 9, 3]])
     with torch.no_grad():
-        output = model(input_ids=torch.from_numpy(text))
+        output = model(input_ids=ids)
     memory, valid = output.last_hidden_state.numpy(), output.attention_mask.numpy()
     expected = class_logits(exported.classes, jnp.asarray(memory), jnp.asarray(valid), (4, 0, 0))
     np.testing.assert_allclose(output.logits, expected, rtol=0, atol=1e-5)
+    lines = usage(exported.preparation, "all")  # of the card
+    exec("\n".join(lines), {"model": model, "processor": lambda **_: {"input_ids": ids}})
+    name, probability = capsys.readouterr().out.split()[-2:]
+    best = output.logits[0].argmax().item()
+    assert name == model.config.id2label[best] and 0 < float(probability) < 1
     back, _ = params_of(tmp_path / "out", tmp_path)
     jax.tree.map(np.testing.assert_array_equal, back.pop("classes"), dict(exported.classes))
     jax.tree.map(np.testing.assert_array_equal, back, exported.params)
@@ -315,6 +257,16 @@ def test_too_little_disk_is_told_before_anything_is_written(workdir, tmp_path, m
     told = refused(f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}")
     assert f"{tmp_path} has 0.01 GB free, the export takes 0.01 GB" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_results_are_told_before_anything_is_written(workdir, tmp_path):
+    path = workdir / "results.json"
+    path.write_text("{")
+    try:
+        told = refused(f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}")
+    finally:
+        path.unlink()
+    assert f"{path} is damaged" in told and not list(tmp_path.iterdir())
 
 
 def test_checkpoints_that_are_unfinished_damaged_or_foreign_are_refused(workdir, tmp_path, folder):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import venv
 from importlib import metadata
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from frozen_toy import drawn, toy_detector, toy_dvae, toy_speech
+from ml_collections import ConfigDict
 from PIL import Image
 from test_pipeline import smallest_config
 
@@ -22,6 +24,8 @@ from opt_jax.cache.extraction import Extraction
 from opt_jax.checkpoints import Checkpoints
 from opt_jax.convert import opt as conversion
 from opt_jax.convert.__main__ import main
+from opt_jax.convert.card_usage import finetuned_usage
+from opt_jax.convert.place import foreign_entries
 from opt_jax.data.triplet import Triplet
 from opt_jax.encoders.frozen import load_frozen, save_frozen
 from opt_jax.encoders.tokenizer import train_tokenizer
@@ -37,7 +41,7 @@ from opt_jax.export.processing_opt_jax import OptJaxProcessor  # noqa: E402
 
 TEXTS = ("a red ball", "two blue boxes, far apart", "the green star is large")
 WITHOUT_JAX = """
-import json, sys
+import contextlib, io, json, sys
 import numpy as np
 for name in ("jax", "flax", "opt_jax", "scipy"):
     try:
@@ -45,21 +49,26 @@ for name in ("jax", "flax", "opt_jax", "scipy"):
     except ImportError:
         continue
     sys.exit(f"{name} is here")
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
-folder, image, audio, text, out = sys.argv[1:]
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+from transformers import AutoConfig, AutoTokenizer
+folder, image, audio, text, out, code = sys.argv[1:]
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "opt_jax"
+with contextlib.redirect_stdout(io.StringIO()) as told:
+    exec(code)  # of the card, which loads model and processor
+assert type(model).__name__ == "OptJaxModel" and not model.training and model.dtype.itemsize == 4
 processor.draw(model, text).save(out)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = tokenizer(text)["input_ids"]
 inputs = processor(text=text, image=image, audio=audio)
+pair = model(**processor(text=text, image=image))
 print(json.dumps({
+    "told": told.getvalue().splitlines(),
     "caption": processor.caption(model, image),
     "transcript": processor.transcribe(model, audio, image),
     "heard": np.asarray(processor.draw(model, audio=audio, seed=5)).tolist(),
     "ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True),
     **{name: inputs[name][0].tolist() for name in ("region_features", "region_boxes", "audio_features")},
-    "matching": model(**processor(text=text, image=image)).matching_logits[0].tolist(),
+    "matching": pair.matching_logits[0].tolist(),
+    "similarity": float(pair.text_embeds[0] @ pair.image_embeds[0]),
 }))
 """
 
@@ -160,9 +169,13 @@ def environment_without_jax(place: Path) -> Path:
 def test_where_there_is_no_jax_the_answers_are_those_of_predict(workdir, folder, files, tmp_path):
     python = environment_without_jax(tmp_path / "venv")
     (tmp_path / "script.py").write_text(WITHOUT_JAX)
-    text, picture = TEXTS[2], tmp_path / "picture.png"
+    text, picture = TEXTS[2], tmp_path / "picture-3.png"
+    shutil.copytree(folder, tmp_path / folder.name)
+    shutil.copyfile(files.image, tmp_path / "dog.jpg")  # as the card calls them; what is in it decides
+    shutil.copyfile(files.audio, tmp_path / "dog.wav")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     done = subprocess.run(
-        [python, "-I", tmp_path / "script.py", folder, files.image, files.audio, text, picture],
+        [python, "-I", tmp_path / "script.py", folder, files.image, files.audio, text, picture, code],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -176,6 +189,9 @@ def test_where_there_is_no_jax_the_answers_are_those_of_predict(workdir, folder,
     shown = Triplet("input", image=image, audio=audio)
     expected = pretrained_answers(trained, shown, [text])
     assert (found["caption"], found["transcript"]) == (expected["caption"], expected["transcript"])
+    caption, transcript, match = found["told"]
+    assert caption == expected["caption"] and transcript and 0 < float(match) < 1
+    assert Image.open(tmp_path / "picture.png").size == Image.open(picture).size
     assert len(set(found["caption"].split())) > 2 and found["caption"] != found["transcript"]
     assert found["ids"] == trained.tokenizer.encode(text) and found["text"] == text
     drawn_here = pretrained_answers(trained, Triplet("input"), [text])["picture"]
@@ -190,6 +206,7 @@ def test_where_there_is_no_jax_the_answers_are_those_of_predict(workdir, folder,
     match = 1 / (1 + np.exp(found["matching"][4] - found["matching"][3]))
     (said,) = [said for said in expected["texts"] if said["with"] == "image"]
     np.testing.assert_allclose(match, said["match"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["similarity"], said["similarity"], rtol=0, atol=1e-4)
 
 
 def test_several_inputs_are_padded_and_answered_each_as_alone(folder):
@@ -221,9 +238,27 @@ def test_the_card_tells_use_data_results_and_licence(folder):
     card = (folder / "README.md").read_text()
     for told in ("processor.caption(model", "processor.draw(model", "3 rows of *Spoken Scenes*", "12.35"):
         assert told in card
-    code = card.split("```python\n")[1].split("```")[0]
-    compile(code, "README.md", "exec")
-    assert 'folder = "toy-model"' in code and "Apache License" in card and "## Limitations" in card
+    assert 'folder = "toy-model"' in card and "Apache License" in card and "## Limitations" in card
+
+
+def test_the_lines_for_fine_tuned_models_run(folder, files, tmp_path, monkeypatch, capsys):
+    from opt_jax.export.modeling_opt_jax import OptJaxModel
+
+    model, processor = OptJaxModel.from_pretrained(folder), OptJaxProcessor.from_pretrained(folder)
+    shutil.copyfile(files.image, tmp_path / "dog.jpg")
+    shutil.copyfile(files.audio, tmp_path / "dog.wav")
+    monkeypatch.chdir(tmp_path)
+    for task, inputs in (
+        ("captioning", ("I+A",)),
+        ("speech_recognition", ("A",)),
+        ("text_to_image", ("T+A",)),
+        ("retrieval", ("T+A",)),
+    ):
+        lines = finetuned_usage(ConfigDict(dict(task=task, inputs=inputs)), (True,) * 3, "all")
+        exec("\n".join(lines), {"model": model, "processor": processor})
+        assert capsys.readouterr().out.strip() or task == "text_to_image"
+    assert Image.open(tmp_path / "picture.png").size
+    assert not foreign_entries(folder)
 
 
 def test_what_cannot_be_used_is_told_in_one_line(folder, tmp_path):
