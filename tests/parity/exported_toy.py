@@ -183,6 +183,8 @@ def tensors_of(batch, keep, row=None):
 
 
 def same(found, expected, what, tolerance=1e-10):
+    """Asserts that shapes and dtypes are equal, and the numbers within `tolerance` times the largest
+    magnitude among the expected ones, or times 1 where that is smaller; and that not all of these are 0."""
     found, expected = found.detach().numpy(), np.asarray(expected)
     assert found.shape == expected.shape and found.dtype == expected.dtype, what
     assert np.abs(expected).max() > 0.01, what

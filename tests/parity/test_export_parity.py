@@ -50,6 +50,7 @@ from opt_jax.export import generation_opt_jax  # noqa: E402
 from opt_jax.export.modeling_opt_jax import OptJaxModel  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+RATE = 0.05  # of a step of gradient descent
 SUBSETS = [keep for keep in itertools.product([True, False], repeat=3) if any(keep)]
 
 
@@ -221,7 +222,7 @@ def text_loss(network, params, batch, labels):
     return total / count
 
 
-def test_gradients_of_the_text_loss_agree(both):  # noqa: F811
+def test_gradients_of_the_text_loss_and_a_step_along_them_agree(both):  # noqa: F811
     batch = make_batch()
     with jax.enable_x64(True):
         run = jax.jit(
@@ -229,6 +230,9 @@ def test_gradients_of_the_text_loss_agree(both):  # noqa: F811
             compiler_options=COMPILE_QUICKLY,
         )
         loss, gradients = jax.device_get(run(both.params))
+        stepped = jax.tree.map(lambda x, gradient: x - RATE * gradient, both.params, gradients)
+        loss_after = jax.device_get(run(stepped)[0])
+    assert abs(loss_after - loss) > 1e-3
     tensors = tensors_of(batch, (True, True, True))
     tensors["labels"][tensors["labels"] == TOKENS.pad_id] = -100
     del tensors["image_codes"]
@@ -247,6 +251,11 @@ def test_gradients_of_the_text_loss_agree(both):  # noqa: F811
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10, err_msg=name)
         moved += bool(np.abs(expected).max() > 1e-6)
     assert moved > 80
+    before = {name: x.clone() for name, x in both.model.state_dict().items()}
+    torch.optim.SGD(both.model.parameters(), lr=RATE).step()
+    with torch.no_grad():
+        same(both.model(**tensors).loss, loss_after, "loss after a step", tolerance=1e-9)
+    both.model.load_state_dict(before)
     both.model.zero_grad()
 
 

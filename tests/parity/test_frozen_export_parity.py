@@ -42,6 +42,8 @@ def exported(tmp_path, name, params, config):
 
 
 def close(found, expected, dtype, what):
+    """Asserts that shapes and dtypes are equal, and the numbers within `TOLERANCE` times the largest
+    magnitude among the expected ones, or times 1 where that is smaller; and that not all of these are 0."""
     found, expected = found.detach().numpy(), np.asarray(expected)
     assert found.shape == expected.shape and found.dtype == expected.dtype == np.dtype(dtype), what
     assert np.abs(expected).max() > 0.1, what
