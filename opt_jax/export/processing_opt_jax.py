@@ -10,11 +10,14 @@
 A picture is a file's name, a PIL image or uint8 [H, W, 3]; a recording a file's name or samples [N], with
 their `sampling_rate`. Each may be one, or a list of them, then all are lists of the same length.
 
+Other names that processors go by (images, videos, raw_speech) and tensors but PyTorch's are not supported.
+
 Letters: B rows, T text positions, V regions, A audio positions, F numbers of a feature.
 """
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +28,32 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from .detector_opt_jax import Detector
 from .dvae_opt_jax import DiscreteVAE
+from .generation_opt_jax import counted
 from .images_opt_jax import as_array, relative_boxes
 from .random_opt_jax import gumbel
 from .sound_opt_jax import SAMPLE_RATE, Speech, as_waveform
 
 PAIR_CLASS = {"text": 3, "audio": 1}  # class of matching_logits that says "goes with the picture"
 NONE_MATCH = 4
+SETTINGS = "preprocessor_config.json"
+WORDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+ENCODERS = ("detector", "dvae", "wav2vec2")
+HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 
 
 class OptJaxProcessor:
     """The tokenizer, the frozen encoders, and the settings of preprocessor_config.json.
 
     Attributes: tokenizer, detector, dvae, speech: modules, None for what the model was trained without.
+      settings: of the file. folder: where all of it was read.
     """
 
     def __init__(self, folder: Path):
-        self.settings = json.loads((folder / "preprocessor_config.json").read_text())
+        self.folder = folder
+        for name in (SETTINGS, *WORDS[:2]):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} has no {name}; name an exported folder")
+        self.settings = json.loads((folder / SETTINGS).read_text())
         words = json.loads((folder / "tokenizer_config.json").read_text())
         del words["tokenizer_class"]
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **words)
@@ -54,13 +67,29 @@ class OptJaxProcessor:
             self.speech = Speech(folder / "wav2vec2", *windows)
 
     @classmethod
-    def from_pretrained(cls, folder, **_) -> "OptJaxProcessor":
-        """Of an exported folder, or of a model's name on the hub."""
+    def from_pretrained(cls, folder, **options) -> "OptJaxProcessor":
+        """Of an exported folder, or of a model's name on the hub, with HUB_OPTIONS; others have no effect."""
         if not Path(folder).is_dir():
             from huggingface_hub import snapshot_download  # comes with transformers
 
-            folder = snapshot_download(folder)
+            told = {name: options[name] for name in HUB_OPTIONS if name in options}
+            folder = snapshot_download(folder, **told)
         return cls(Path(folder))
+
+    def save_pretrained(self, save_directory) -> None:
+        """Makes a folder for `from_pretrained`, beside what the model's own `save_pretrained` writes there:
+        the settings as they are now; the tokenizer, the encoders and the Python files as they were read."""
+        place = Path(save_directory)
+        place.mkdir(parents=True, exist_ok=True)
+        if place.resolve() != self.folder.resolve():
+            files = [self.folder / name for name in WORDS] + sorted(self.folder.glob("*_opt_jax.py"))
+            for file in files:
+                if file.is_file():
+                    shutil.copyfile(file, place / file.name)
+            for name in ENCODERS:
+                if (self.folder / name).is_dir():
+                    shutil.copytree(self.folder / name, place / name, dirs_exist_ok=True)
+        (place / SETTINGS).write_text(json.dumps(self.settings, indent=1) + "\n")
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoProcessor") -> None:
@@ -75,11 +104,19 @@ class OptJaxProcessor:
 
     # --- to the model --------------------------------------------------------------------------------------
 
-    def __call__(self, text=None, image=None, audio=None, sampling_rate: int = SAMPLE_RATE) -> BatchFeature:
+    def __call__(
+        self, text=None, image=None, audio=None, sampling_rate: int = SAMPLE_RATE, return_tensors="pt"
+    ) -> BatchFeature:
         """The arguments of the model's `forward`, padded: ids and masks int64, features float32.
 
-        Raises: ValueError: an input cannot be used, or the model was trained without its kind.
+        return_tensors: "pt", the only kind there is. Raises: ValueError: an input cannot be used, or the
+        model was trained without its kind.
         """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f'return_tensors is {return_tensors!r}; there are tensors of PyTorch only, "pt"')
+        for name, given in (("text", text), ("image", image), ("audio", audio)):
+            if isinstance(given, list | tuple) and not given:
+                raise ValueError(f"the list given as {name} is empty; leave it out where there is none")
         inputs = {}
         if text is not None:
             ids = [self.ids(one) for one in listed(text)]
@@ -101,10 +138,11 @@ class OptJaxProcessor:
 
     def ids(self, text: str) -> list[int]:
         """Of [CLS], the word pieces and [SEP]; of a longer text the first, and [SEP]."""
+        if not isinstance(text, str):
+            raise ValueError(f"a text is {type(text).__name__}, expected str")
         if not text.strip():
             raise ValueError("the text is empty; leave it out where there is none")
-        ids, most = self.tokenizer(text)["input_ids"], self.settings["max_text_tokens"]
-        return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
+        return self.tokenizer(text, truncation=True, max_length=self.settings["max_text_tokens"])["input_ids"]
 
     def regions(self, image) -> tuple[Tensor, Tensor]:
         """Features [V, F] and boxes [V, 7] of a picture."""
@@ -163,8 +201,9 @@ class OptJaxProcessor:
 
         num_beams: by default that of the model's evaluation. max_length: word pieces at most, with [SEP].
         """
-        most = min(max_length or self.settings["max_new_tokens"], model.config.max_text_positions)
-        beams = num_beams or self.settings["num_beams"]
+        most = counted("max_length", max_length, self.settings["max_new_tokens"])
+        most = min(most, model.config.max_text_positions)
+        beams = counted("num_beams", num_beams, self.settings["num_beams"])
         output = self.encoded(model, **inputs)
         ids, _ = model.generate_text(output, max_length=most, num_beams=beams)
         texts = self.decode(ids)
@@ -187,7 +226,9 @@ class OptJaxProcessor:
             raise ValueError("this model was trained without pixels, and draws no picture")
         given = {"text": text, "audio": audio}
         given = {name: one for name, one in given.items() if one is not None}
-        number = number or self.settings["num_drawn"]
+        if not given or any(isinstance(one, list | tuple) for one in given.values()):
+            raise ValueError("one picture is drawn: give one text, one audio or both, and no list")
+        number = counted("number", number, self.settings["num_drawn"])
         encoded = self.encoded(model, **given, sampling_rate=sampling_rate)
         names = ("last_hidden_state", "attention_mask")
         rows = {name: encoded[name].expand(number, *encoded[name].shape[1:]) for name in names}

@@ -1,21 +1,26 @@
 """What an exported folder's files refuse, in one clear line, before it costs memory or time."""
 
+import json
 import struct
 import time
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
+from opt_jax.convert.preparation import PROCESSOR, SPECIAL
 from opt_jax.data import decoding
+from opt_jax.encoders.tokenizer import train_tokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from opt_jax.export import images_opt_jax, sound_opt_jax  # noqa: E402
+from opt_jax.export.processing_opt_jax import OptJaxProcessor  # noqa: E402
 
 
 def noise(samples: int) -> np.ndarray:
@@ -138,3 +143,78 @@ def test_of_a_long_file_only_the_beginning_is_read(tmp_path):
     assert time.process_time() - start < 5 and tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
     assert len(found) == 16_000
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of a model that was trained with texts alone."""
+    place = tmp_path / "exported"
+    place.mkdir()
+    tokenizer = train_tokenizer(("a red ball", "two blue boxes"), 120, tmp_path / "tokenizer")
+    (place / "tokenizer.json").write_text(tokenizer.model.to_str())
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 9, **SPECIAL}
+    (place / "tokenizer_config.json").write_text(json.dumps(words))
+    settings = {"auto_map": {"AutoProcessor": PROCESSOR}, "regions": "none", "max_text_tokens": 9}
+    settings |= {"num_beams": 3, "max_new_tokens": 5, "num_drawn": 2}
+    (place / "preprocessor_config.json").write_text(json.dumps(settings))
+    (place / "processing_opt_jax.py").write_text("# code")
+    return place
+
+
+def test_a_saved_processor_is_whole(folder, tmp_path):
+    processor = OptJaxProcessor.from_pretrained(folder)
+    (folder / "detector").mkdir()
+    (folder / "detector" / "config.json").write_text("{}")
+    processor.settings["num_beams"] = 4
+    for _ in range(2):
+        processor.save_pretrained(tmp_path / "new" / "saved")
+    saved = tmp_path / "new" / "saved"
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert {str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()} == files
+    for name in files - {"preprocessor_config.json"}:
+        assert (saved / name).read_bytes() == (folder / name).read_bytes()
+    (saved / "detector" / "config.json").unlink()
+    (saved / "detector").rmdir()
+    back = OptJaxProcessor.from_pretrained(saved)
+    assert back.settings == processor.settings and back.settings["num_beams"] == 4
+    assert back("a red ball")["input_ids"].tolist() == processor("a red ball")["input_ids"].tolist()
+    back.save_pretrained(saved)  # in place
+    with pytest.raises(ValueError, match="has no preprocessor_config.json; name an exported folder"):
+        OptJaxProcessor.from_pretrained(tmp_path)
+
+
+def test_options_of_the_hub_reach_it(folder, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **o: asked.update(o) or folder)
+    options = {"revision": "v2", "cache_dir": "there", "token": "t"}
+    OptJaxProcessor.from_pretrained("someone/model", trust_remote_code=True, **options)
+    assert asked == options
+
+
+def test_texts_and_numbers_that_cannot_be_used_are_refused(folder, caplog):
+    processor = OptJaxProcessor.from_pretrained(folder)
+    model = SimpleNamespace(config=SimpleNamespace(max_text_positions=20))
+    processor.dvae = SimpleNamespace()
+    wrong = [
+        (lambda: processor(text=[]), "the list given as text is empty"),
+        (lambda: processor(text=["a", None]), "a text is NoneType, expected str"),
+        (lambda: processor(text=5), "a text is int"),
+        (lambda: processor(text="a", return_tensors="np"), 'only, "pt"'),
+        (lambda: processor.write(model, max_length=0, text="a"), "max_length is 0"),
+        (lambda: processor.write(model, max_length=-3, text="a"), "max_length is -3"),
+        (lambda: processor.write(model, num_beams=0, text="a"), "num_beams is 0"),
+        (lambda: processor.draw(model, ["a", "b"]), "one picture is drawn"),
+        (lambda: processor.draw(model), "one picture is drawn"),
+        (lambda: processor.draw(model, "a", number=0), "number is 0"),
+    ]
+    for function, told in wrong:
+        with pytest.raises(ValueError, match=told):
+            function()
+    ids = processor(text="ball " * 50, return_tensors="pt")["input_ids"][0].tolist()
+    assert len(ids) == 9 and (ids[0], ids[-1]) == (
+        processor.tokenizer.cls_token_id,
+        processor.tokenizer.sep_token_id,
+    )
+    assert "indexing errors" not in caplog.text
