@@ -64,6 +64,7 @@ def part(task: str, data: str, runs: Sequence[Mapping]) -> str:
             (row, column): "/".join(filter(None, (score, row, column))) for row in rows for column in columns
         }
         columns = [column for column in columns if any(keys[row, column] in runs[0] for row in rows)]
+        rows = [row for row in rows if any(keys[row, column] in runs[0] for column in columns)]
         if not columns:
             continue
         lines = [f"| {score} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]

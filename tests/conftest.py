@@ -14,6 +14,8 @@ import pytest  # noqa: E402
 cache = Path(tempfile.gettempdir()) / f"opt_jax_tests_{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# What is compiled here runs a few times: compiling is most of the work.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

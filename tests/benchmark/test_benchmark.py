@@ -109,6 +109,7 @@ def test_the_whole_command(capsys):
     assert "of 4 rows 1 at token, 2 at modality, 1 at sample level" in printed and "utilisation" in printed
 
 
+@pytest.mark.slow  # the encoders are compared in tests/parity and tests/convert too
 def test_the_encoders_benchmark_runs_and_both_sides_agree(capsys):
     pytest.importorskip("transformers")
     pytest.importorskip("torch")
