@@ -38,6 +38,7 @@ pytest.importorskip("transformers")
 from packaging.requirements import Requirement  # noqa: E402  (transformers needs it)
 
 from opt_jax.export.processing_opt_jax import OptJaxProcessor  # noqa: E402
+from opt_jax.export.random_opt_jax import gumbel  # noqa: E402
 
 TEXTS = ("a red ball", "two blue boxes, far apart", "the green star is large")
 WITHOUT_JAX = """
@@ -225,6 +226,39 @@ def test_several_inputs_are_padded_and_answered_each_as_alone(folder):
     assert processor.caption(model, images) == [processor.caption(model, image) for image in images]
     assert len(processor(text="star " * 50)["input_ids"][0]) == 20
     assert processor(text="star " * 50)["input_ids"][0, -1] == processor.tokenizer.sep_token_id
+
+
+def test_pictures_are_drawn_with_the_guidance_of_the_settings(folder):
+    from opt_jax.export.modeling_opt_jax import OptJaxModel
+
+    model, processor = OptJaxModel.from_pretrained(folder), OptJaxProcessor.from_pretrained(folder)
+    assert processor.settings["guidance"] == 0
+    options, drawn = {"top_k": processor.settings["top_k"]}, {}
+    for guidance in (0.0, 4.0):
+        processor.settings["guidance"] = guidance
+        drawn[guidance] = np.asarray(processor.draw(model, TEXTS[0], seed=1, number=1))
+        noise = lambda step, shape: gumbel(1, step, shape)  # noqa: E731
+        output = processor.encoded(model, text=TEXTS[0])
+        codes, _ = model.generate_image_codes(output, guidance=guidance, noise=noise, **options)
+        np.testing.assert_array_equal(drawn[guidance], processor.dvae.decode(codes)[0])
+    assert (drawn[0.0] != drawn[4.0]).any()
+
+
+def test_a_saved_model_and_processor_are_found_by_transformers(folder, tmp_path):
+    from transformers import AutoModel, AutoProcessor
+
+    sample = Noise()[0]
+    inputs = {"text": sample.caption, "image": sample.image, "audio": sample.audio}
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "saved")
+    again = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    found = AutoProcessor.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert type(found).__name__ == "OptJaxProcessor"
+    with torch.no_grad():
+        expected = model(**processor(**inputs)).matching_logits
+        torch.testing.assert_close(again(**found(**inputs)).matching_logits, expected, rtol=0, atol=1e-5)
 
 
 def test_the_encoders_come_back(workdir, folder, tmp_path):
