@@ -1,6 +1,5 @@
 """Eight simulated CPU devices for every test, so that meshes can be compared on one machine."""
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -18,16 +17,22 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests of a file run in one process, and those of all files that look at `pretrained` in one."""
+    shared = {item.path for item in items if "pretrained" in item.fixturenames}
+    for item in items:
+        name = "pretrained" if item.path in shared else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
-    """Working directory of the smallest pre-training, evaluated; tests read it and leave it as it is."""
+    """Working directory of the smallest pre-training, evaluated. Tests leave it as it is, or mended."""
     from test_pipeline import smallest_config
 
     from opt_jax import pipeline
 
     workdir = tmp_path_factory.mktemp("pretrained")
-    config = smallest_config(workdir)
-    config.train.steps = 2
-    pipeline.run(config, workdir)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    pipeline.run(smallest_config(workdir), workdir)
     return workdir
