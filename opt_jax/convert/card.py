@@ -40,7 +40,8 @@ def model_card(prepared: Preparation, config: Mapping, name: str, only: str) -> 
         "Needs torch, safetensors and transformers; Pillow for pictures, soundfile to read sound files."
         f" Tested with {TESTED}; older versions were not tried.\n",
         code(prepared, only, name),
-        "\n`processing_opt_jax.py` and `modeling_opt_jax.py` say what goes in and what comes out.\n",
+        "\n`processing_opt_jax.py` and `modeling_opt_jax.py` say what goes in and what comes out. A model that"
+        " was trained on is kept by `model.save_pretrained(folder)` and `processor.save_pretrained(folder)`.\n",
         *(f"- {PARTS[part]}" for part, place in prepared.encoders.items() if place),
         "\n## Training data\n",
         training_data(prepared) + "\n",
