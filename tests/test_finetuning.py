@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -155,6 +156,36 @@ def test_what_is_shown_changes_what_is_lost(pretrained):
 
     assert loss(("A",), batch) == loss(("A",), other)
     assert loss(("I",), batch) != loss(("I",), other)
+
+
+def test_the_margin_is_between_each_pair_and_its_negatives(pretrained, monkeypatch):
+    """Against the matching scores of all pairs, from which the hinges are put together by hand."""
+    trained = load_trained(pretrained)
+    config = smallest_task("retrieval", pretrained, "unused")
+    config.inputs, config.anchors, config.negatives = ("T+I", "T+I+A"), 3, 2
+    caches = {s: pipeline.FeatureCache(pretrained / "cache" / s / "features") for s in ("train", "test")}
+    loaders = {s: finetuning.own_loader(config, trained, cache, whole=True) for s, cache in caches.items()}
+    sources = pipeline.make_sources(trained.config, pretrained)
+    task = finetuning.TASKS["retrieval"](config, trained, loaders, sources)
+    negatives = jnp.array([[3, 4], [5, 6], [7, 3]])  # of rows 0, 1 and 2
+    monkeypatch.setattr(task, "negatives", lambda key, similarity, usable: negatives)
+    batch = next(iter(loaders["train"].from_step(0)))
+    batch["caption_key"] = np.arange(8)
+    params = jax.tree.map(  # matching that is not the same for every pair
+        lambda leaf: leaf + 0.1 * np.random.default_rng(leaf.size).normal(size=leaf.shape),
+        trained.model.params,
+    )
+    found = task.losses(params, task.prepare(jax.random.key(0), batch), jax.random.key(1), 0, dropout=False)
+    expected = 0.0
+    for queries in (("text",), ("text", "audio")):
+        right = jax.nn.sigmoid(task.model(params).matching(batch, queries, "image"))
+        for row, others in enumerate(np.asarray(negatives)):
+            for other in others:
+                expected += max(0.0, config.margin + right[row, other] - right[row, row])
+                expected += max(0.0, config.margin + right[other, row] - right[row, row])
+    total, count = found["margin"]
+    assert count == 24 and expected > 1
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,17 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = load(Path(__file__).with_name("defaults.py"), variant)
     config.task = "retrieval"
     config.workdir = f"runs/{variant}_retrieval"
+    if variant == "tiny":
+        config.train.batch_size = 128
     config.inputs = ("T+I", "T+A", "T+I+A")  # pairs; the last: text with speech, and the picture
     config.margin = 0.2  # between probabilities
     config.contrastive_weight = 1.0
     config.text_weight = 1.0  # of the caption's likelihood given the item alone, one of the scorers
-    config.hard_fraction = 0.5  # of the negatives: drawn by similarity; the others evenly
+    # Pairs of so many rows of a batch are trained, each beside so many wrong items and queries of others, which
+    # all rows of the batch may give.
+    config.anchors = 32 if variant == "tiny" else config.train.batch_size
+    config.negatives = 2
+    config.hard_fraction = 0.8  # of the pairs: with negatives drawn by similarity; the others evenly
     config.hard_temperature = 0.1
     config.evaluation.update(
         dict(pool_size=200, pools=2, matching_pools=1, validation_pools=1, rerank_top=20)

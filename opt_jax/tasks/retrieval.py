@@ -1,7 +1,8 @@
 """Retrieval by the matching head, fine-tuned with a margin and hard negatives (OPT, table 3).
 
-Of a batch, each query's negatives are other rows that the alignment embeddings take for its own: the model's
-own hard negatives. B rows; P, Q a pair's parts: a query of one or two modalities, and an item of one.
+Of a batch, a query's negatives are other rows that the alignment embeddings take for its own: the model's
+own hard negatives. A pair's parts are a query, of one or two modalities, and an item, of one.
+Letters: B rows of the batch; R of them, the first, whose pairs are trained; K negatives on either side of each.
 """
 
 import jax
@@ -62,54 +63,52 @@ class Retrieval(Downstream):
             out["contrastive"] = alignment_contrast(
                 ordered, batch["present"], batch["caption_key"], temperature
             )
-        own, margin, rows = jnp.arange(len(batch["present"])), 0.0, 0.0
+        # Many rows to find hard negatives among cost the alignment layers only; the fusion sees pairs.
+        own = jnp.arange(min(self.config.anchors, len(batch["present"])))
+        margin, count = 0.0, 0.0
         for number, (queries, item) in enumerate(self.pairs):
             there = self.present(batch, (*queries, item))
-            usable = there[:, None] & there[None] & (batch["caption_key"][:, None] != batch["caption_key"])
-            similarity = jax.lax.stop_gradient(sum(units[name] for name in queries) @ units[item].T)
+            other = batch["caption_key"][own][:, None] != batch["caption_key"]
+            usable = there[own][:, None] & there & other
+            asks, answers = sum(units[name] for name in queries), units[item]
+            similar = jax.lax.stop_gradient(jnp.stack([asks[own] @ answers.T, answers[own] @ asks.T]))
             pair_keys = jax.random.split(jax.random.fold_in(negative_key, number))
-            others = self.negatives(pair_keys[0], similarity, usable)
-            strangers = self.negatives(pair_keys[1], similarity.T, usable)
-            samples = [
-                self.composed(states, valid, lengths, {**dict.fromkeys(queries, query), item: answer})
-                for query, answer in ((own, own), (own, others), (strangers, own))
-            ]
-            fused = self.apply(
-                params,
-                "fuse",
-                jnp.concatenate([sample for sample, _ in samples]),
-                jnp.concatenate([seen for _, seen in samples]),
-                shown_lengths(lengths, (*queries, item)),
-                key=folded(fuse_key, number),
+            others = [self.negatives(*each, usable).T for each in zip(pair_keys, similar, strict=True)]
+            items, strangers = others  # [K, R] each: wrong items, and queries of others
+            same = jnp.broadcast_to(own, items.shape)
+            chosen = jnp.concatenate([own[None], same, strangers]), jnp.concatenate([own[None], items, same])
+            sample, seen = self.composed(
+                states, valid, lengths, {**dict.fromkeys(queries, chosen[0].ravel()), item: chosen[1].ravel()}
             )
-            logits = self.apply(params, "matching_logits", fused).reshape(3, len(own), 5)
+            shown = shown_lengths(lengths, (*queries, item))
+            fused = self.apply(params, "fuse", sample, seen, shown, key=folded(fuse_key, number))
+            logits = self.apply(params, "matching_logits", fused).reshape(*chosen[0].shape, 5)
             if len(queries) > 1:
                 score = image_for_text_audio_score(logits)
             else:
                 score = pair_score(logits, tuple(sorted((*queries, item), key=input_sets.NAMES.index)))
-            right, *wrong = jax.nn.sigmoid(score)
-            hinges = sum(jax.nn.relu(self.config.margin + other - right) for other in wrong)
-            allowed = usable.any(1)
-            margin += (hinges * allowed).sum()
-            rows += len(wrong) * allowed.sum()
-        out["margin"] = (margin, rows.astype(jnp.float32))
+            right, wrong = jnp.split(jax.nn.sigmoid(score), [1])
+            allowed = jnp.take_along_axis(usable, jnp.concatenate(others).T, 1).T
+            margin += (jax.nn.relu(self.config.margin + wrong - right) * allowed).sum()
+            count += allowed.sum()
+        out["margin"] = (margin, count.astype(jnp.float32))
         if "text" in self.weights:
             items = sorted({item for _, item in self.pairs})
             parts = [
-                self.written(params, batch, states, valid, item, folded(text_key, number))
+                self.written(params, batch, states, valid, own, item, folded(text_key, number))
                 for number, item in enumerate(items)
             ]
             out["text"] = tuple(map(sum, zip(*parts, strict=True)))
         return out
 
-    def written(self, params, batch, states, valid, source: str, key):
-        """(sum, count) of the cross-entropy of each row's text, given its picture or its recording alone."""
+    def written(self, params, batch, states, valid, rows, source: str, key):
+        """(sum, count) of the cross-entropy of the texts of `rows` [R], given picture or recording alone."""
         keys, lengths = (None, None) if key is None else jax.random.split(key), lengths_of(batch)
-        sample, seen = self.composed(states, valid, lengths, {source: jnp.arange(len(states))})
+        sample, seen = self.composed(states, valid, lengths, {source: rows})
         memory = self.apply(params, "fuse", sample, seen, shown_lengths(lengths, (source,)), key=keys[0])
-        words, memory_kv = batch["text_ids"][:, 1:], self.apply(params, "text_memory", memory)
+        words, memory_kv = batch["text_ids"][rows, 1:], self.apply(params, "text_memory", memory)
         logits = self.apply(params, "text_logits", words, memory_kv, seen, key=keys[1])
-        weight = batch["text_valid"][:, 1:] & self.present(batch, ("text", source))[:, None]
+        weight = batch["text_valid"][rows, 1:] & self.present(batch, ("text", source))[rows, None]
         return cross_entropy(logits, words, weight)
 
     @staticmethod
@@ -118,20 +117,26 @@ class Retrieval(Downstream):
         return jnp.stack([batch["present"][:, input_sets.NAMES.index(name)] for name in names]).all(0)
 
     def negatives(self, key, similarity, usable):
-        """A row for each row [B], of those it may have: one of the likest, or any (`hard_fraction`)."""
+        """K of the batch's rows for each of R, of those it may have: [R, K]; `similarity`, `usable` [R, B].
+
+        They are drawn without repetition by their similarity, or for a share of the R rows evenly
+        (`hard_fraction`). Where fewer than K are usable others stand in their place.
+        """
         hard_key, noise_key = jax.random.split(key)
         hard = jax.random.bernoulli(hard_key, self.config.hard_fraction, (len(similarity), 1))
         logits = jnp.where(hard, similarity / self.config.hard_temperature, 0.0)
         noise = jax.random.gumbel(noise_key, logits.shape)
-        return jnp.where(usable, logits + noise, NO_DONOR).argmax(1)
+        number = min(self.config.negatives, similarity.shape[1])
+        return jax.lax.top_k(jnp.where(usable, logits + noise, NO_DONOR), number)[1]
 
     @staticmethod
     def composed(states, valid, lengths, rows: dict):
-        """(states, seen) [B, S', ...]: [CLS] and the modalities of `rows`, from the rows [B] named there.
+        """(states, seen) [N, S', ...]: the modalities of `rows`, from the rows [N] of the batch named there.
 
-        [CLS] is nobody's: every row keeps its own. Of other modalities there are no positions.
+        [CLS] knows no modality yet, and is that of the first. Of other modalities there are no positions.
         """
-        starts, parts, seen = np.cumsum([0, *lengths]), [states[:, :1]], [valid[:, :1]]
+        first, starts = next(iter(rows.values())), np.cumsum([0, *lengths])
+        parts, seen = [states[first, :1]], [valid[first, :1]]
         for m, name in enumerate(input_sets.NAMES):
             if name in rows:
                 part = slice(starts[m] + (m == 0), starts[m + 1])

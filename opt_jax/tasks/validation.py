@@ -62,6 +62,7 @@ def _finetuning(config) -> Iterator[str]:
     counts = [field for field in ("train", "validation", "test") if field in config.data]
     yield from positive(config, *(f"data.{field}" for field in counts))
     yield from not_negative(config, "seed", "pretrained_step")
+    yield from not_negative(config, *(("data.seed",) if "seed" in config.data else ()))
     yield from below_one(config, "dropout", "train.beta1", "train.beta2")
     yield from one_of(config, "train.decay", DECAYS)
     sizes = ("steps", "batch_size", "accumulation", "learning_rate", "epsilon", "log_every")
@@ -86,7 +87,8 @@ def _finetuning(config) -> Iterator[str]:
     yield from probability(config, *(field for field in shares if field in config))
     weights = [field for field in ("contrastive_weight", "text_weight") if field in config]
     yield from not_negative(config, *weights)
-    yield from positive(config, *(field for field in ("hard_temperature",) if field in config))
+    counts = ("hard_temperature", "anchors", "negatives")
+    yield from positive(config, *(field for field in counts if field in config))
     may_be_zero = {"examples", "rerank_top", "guidance", "seed"}
     fields = {field: f"evaluation.{field}" for field in config.evaluation}
     yield from not_negative(config, *(name for field, name in fields.items() if field in may_be_zero))
