@@ -21,6 +21,7 @@ from opt_jax.data import spoken_scenes
 from opt_jax.data.loader import Loader
 from opt_jax.data.noise import Noisy
 from opt_jax.data.sources import open_splits
+from opt_jax.data.spoken_scenes.questions import QUESTIONS_VERSION
 from opt_jax.data.triplet import Source, SourceError
 from opt_jax.data.vqa import behind
 from opt_jax.evaluation.report import write_report
@@ -153,7 +154,7 @@ def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source
         print(f"data: {config.data.source}: {counts} rows, {classes} classes", flush=True)
     elif config.data.kind == "noise":
         clean = make_sources(trained.config, trained.directory)
-        seeds = {split: 1000 * config.seed + number for number, split in enumerate(SPLITS)}
+        seeds = {split: 1000 * config.data.seed + number for number, split in enumerate(SPLITS)}
         sources = {split: Noisy(clean[split], config.data.decibels, seeds[split]) for split in SPLITS}
     else:
         sources = make_questions(config, trained, workdir / "data")
@@ -202,9 +203,10 @@ def make_questions(config, trained: Trained, directory: Path) -> dict[str, Sourc
     given = {name: value for name, value in config.data.items() if name in settings}
     pictures = {name: trained.config.data.spoken_scenes[name] for name in ("image_size", "max_objects")}
     settings.update(given | pictures)
-    seed = QUESTION_SEED + config.seed  # other scenes than those of the pre-training
+    seed = QUESTION_SEED + config.data.seed  # other scenes than those of the pre-training
     inputs = {"settings": settings.to_dict(), "seed": seed, "asks": True}
     inputs["generator_version"] = spoken_scenes.GENERATOR_VERSION
+    inputs["questions_version"] = QUESTIONS_VERSION
 
     def build(path):
         return spoken_scenes.generate(path, settings, seed, asks=True)

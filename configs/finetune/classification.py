@@ -16,5 +16,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.task = "classification"
     config.workdir = f"runs/{variant}_classification"
     config.inputs = ("T", "I", "A", "T+I", "T+A", "I+A", "T+I+A")
+    if variant == "tiny":
+        config.train.update(dict(steps=1000, learning_rate=1e-3))  # of a classifier that starts fresh
     config.evaluation.probe_train = 4000  # rows for the linear probe of the pre-trained model
     return config

@@ -16,7 +16,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.task = "speech_recognition"
     config.workdir = f"runs/{variant}_speech_recognition"
     # Kind 'noise': the same recordings with white noise, the speech so many decibels louder; cached anew.
-    config.data.decibels = 0.0
+    config.data.update(dict(decibels=0.0, seed=0))
     config.inputs = ("A", "I+A")
     config.label_smoothing = 0.1
     config.evaluation.update(dict(texts=500, beams=3, pools=5))  # pools: parts, for the difference's error

@@ -5,6 +5,7 @@ Letters: C classes, D width of the model.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,10 @@ class Classification(Downstream):
     def init(self, key, batch):
         width, classes = self.network.config["hidden_size"], batch["labels"].shape[1]
         head = dense_init(self.network.config["initializer_range"], (4 * width, classes), ("embed", "class"))
-        return {"opt": super().init(key, batch), "classes": head(jax.random.fold_in(key, 1))}
+        head = head(jax.random.fold_in(key, 1))
+        # A label in so many is likely from the start: else the first steps go into pushing all of them down.
+        head["bias"] = jax.tree.map(lambda bias: bias - math.log(max(classes - 1, 1)), head["bias"])
+        return {"opt": super().init(key, batch), "classes": head}
 
     def initial(self):
         return {"opt": self.trained.model.params}

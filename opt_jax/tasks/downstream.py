@@ -34,7 +34,7 @@ class Downstream(abc.ABC):
       weights: of the losses that `losses` returns, by name.
       target: the modalities that a row must have beside those shown.
       config: as configs/finetune makes it. trained: the model to start from. sets: bool [n, 3], the input
-        sets. loaders, sources: by split.
+        sets; draws: how often training draws each. loaders, sources: by split.
     """
 
     weights: Mapping[str, float]
@@ -46,6 +46,12 @@ class Downstream(abc.ABC):
         """Raises InputSetError for input sets that this task or these data do not have."""
         self.config, self.trained, self.loaders, self.sources = config, trained, loaders, sources
         self.sets = input_sets.parse(config.inputs)
+        self.draws = [float(weight) for weight in config.draws or (1.0,) * len(self.sets)]
+        if len(self.draws) != len(self.sets) or min(self.draws) <= 0:
+            raise input_sets.InputSetError(
+                f"config.draws {tuple(config.draws)}: expected a positive number for each of config.inputs"
+                f" {tuple(config.inputs)}, or none at all"
+            )
         for name in self.target:
             if self.sets[:, input_sets.NAMES.index(name)].any():
                 raise input_sets.InputSetError(
@@ -82,7 +88,7 @@ class Downstream(abc.ABC):
     def prepare(self, key, batch):
         """The batch standardised, with `keep` [B, 3]: what is shown of each row, drawn among the sets."""
         batch = standardise(batch, self.trained.model.statistics)
-        return batch | {"keep": input_sets.draw(key, self.sets, batch["present"])}
+        return batch | {"keep": input_sets.draw(key, self.sets, self.draws, batch["present"])}
 
     @abc.abstractmethod
     def losses(self, params, batch, key, step, dropout: bool) -> Losses:

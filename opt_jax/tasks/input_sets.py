@@ -42,13 +42,13 @@ def lettered(keep: Sequence[bool]) -> str:
     return "+".join(letter for letter, kept in zip(LETTERS, keep, strict=True) if kept)
 
 
-def draw(key: jax.Array, sets: np.ndarray, present: jax.Array) -> jax.Array:
+def draw(key: jax.Array, sets: np.ndarray, weights: Sequence[float], present: jax.Array) -> jax.Array:
     """One of the sets for each row, bool [B, 3], of those that the row has whole; all False where none is.
 
-    sets: bool [n, 3]. present: bool [B, 3].
+    sets: bool [n, 3]. weights [n]: how often each is drawn, beside the others. present: bool [B, 3].
     """
     possible = (present[:, None] | ~sets).all(-1)  # [B, n]
-    chosen = jax.random.categorical(key, jnp.where(possible, 0.0, -jnp.inf))
+    chosen = jax.random.categorical(key, jnp.where(possible, jnp.log(jnp.asarray(weights)), -jnp.inf))
     return jnp.asarray(sets)[chosen] & possible.any(-1, keepdims=True)
 
 

@@ -99,8 +99,8 @@ class QuestionAnswering(Classification):
         return {}
 
     def evaluate(self, params, directory):
-        """VQA accuracy of the answers chosen and written, by type of question too where the questions have
-        types, and that of always giving the answer most frequent in training.
+        """VQA accuracy of the answers chosen and written, also by type of question, and that of always giving
+        the answer most frequent in training. A question without a type is of that of its first two words.
 
         Where people's answers count, `directory`/answers.json gets what is chosen from the first of the input
         sets. Questions whose pictures cannot be used, which the figures leave out, get the most frequent one.
@@ -113,8 +113,9 @@ class QuestionAnswering(Classification):
             types = np.array([question.answer_type or "" for question in questions])
         else:
             rows = self.labelled("test", None)
-            truths = [[self.answers_known[cache[int(row)]["labels"][0]]] * PEOPLE for row in rows]
-            types = np.full(len(rows), "")
+            asked = [cache[int(row)] for row in rows]
+            truths = [[self.answers_known[row["labels"][0]]] * PEOPLE for row in asked]
+            types = np.array([" ".join(row["caption"].split()[:2]) for row in asked])
         usual = self.most_frequent()
         constant = vqa_accuracy([usual] * len(rows), truths)
         results = {"question_answering/most_frequent/accuracy": constant}

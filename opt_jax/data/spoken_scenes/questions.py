@@ -8,6 +8,7 @@ import numpy as np
 
 from opt_jax.data.spoken_scenes.scene import COLOUR_NAMES, SHAPES, SIZES, Scene, SceneObject, relation
 
+QUESTIONS_VERSION = 1  # of what this file asks
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 ANSWERS = ("yes", "no", *NUMBERS, *COLOUR_NAMES, *SHAPES, *SIZES)
 _RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
