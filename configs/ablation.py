@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.evaluation = ConfigDict(
-        dict(batch_size=100, pool_size=100, pools=5, matching_pools=1, validation_pools=3, rerank_top=0)
+        dict(batch_size=100, pool_size=100, pools=5, matching_pools=2, validation_pools=3, rerank_top=0)
         | dict(probe_train=1500)
     )
     return config

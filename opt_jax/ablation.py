@@ -30,8 +30,10 @@ from opt_jax.pipeline import (
 from opt_jax.stages import run_stage, write_record
 from opt_jax.trained import load_trained
 
-FULL = "full"
-SCORERS = {"alignment": "retrieval_alignment", "matching": "retrieval_matching"}
+FULL, BEST = "full", "best combination"
+SCORERS = {BEST: "retrieval"} | {
+    name: f"retrieval_{name}" for name in ("alignment", "likelihood", "matching")
+}
 
 
 def run(config, workdir) -> dict:
@@ -98,19 +100,35 @@ def evaluate(settings, model: Model, loaders, _: Path) -> dict:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Markdown: a line for each cell, its figures by column; retrieval by each scorer."""
-    keys = sorted({key for found in results.values() for key in found if key.startswith("classification/")})
-    keys = [key for key in keys if "chance" not in key]
-    head = ["", *(f"mAP {key.split('/')[1]}" for key in keys)]
-    for scorer, prefix in SCORERS.items():
-        for direction in pretrained.DIRECTIONS:
-            key = f"{prefix}/{direction}/R@1"
-            if any(key in found for found in results.values()):
-                keys.append(key)
-                head.append(f"{direction.replace('_', ' ')}, {scorer}")
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    """Markdown: a line for each cell; the labels' mAP beside the best combination's R@1 by direction, then the
+    R@1 of each scorer alone. After ± one standard error over the pools."""
+    labels = sorted({key for found in results.values() for key in found if key.startswith("classification/")})
+    head = {f"mAP {key.split('/')[1]}": key for key in labels if "chance" not in key}
+    recalls = {
+        (scorer, direction): f"{prefix}/{direction}/R@1"
+        for scorer, prefix in SCORERS.items()
+        for direction in pretrained.DIRECTIONS
+    }
+    best = {d.replace("_", " "): key for (scorer, d), key in recalls.items() if scorer == BEST}
+    alone = {
+        f"{direction.replace('_', ' ')}, {scorer}": key
+        for (scorer, direction), key in recalls.items()
+        if scorer != BEST and direction in ("text_to_image", "text_to_audio")
+    }
+    return "\n\n".join(columns(results, keys) for keys in (head | best, alone))
+
+
+def columns(results: dict[str, dict], keys: dict[str, str]) -> str:
+    """A Markdown table of the figures under `keys`, by heading; those that no cell has are left out."""
+    keys = {name: key for name, key in keys.items() if any(key in found for found in results.values())}
+    lines = ["| " + " | ".join(["", *keys]) + " |", "|---" * (len(keys) + 1) + "|"]
     for cell, found in results.items():
         name = cell if cell == FULL else f"without {cell}"
-        figures = [f"{found[key]:.1f}" if found.get(key) is not None else "" for key in keys]
+        figures = []
+        for key in keys.values():
+            figure = f"{found[key]:.1f}" if found.get(key) is not None else ""
+            if (error := found.get(f"{key}_standard_error")) is not None:
+                figure += f" ± {error:.1f}"
+            figures.append(figure)
         lines.append("| " + " | ".join([name, *figures]) + " |")
     return "\n".join(lines)
