@@ -20,16 +20,17 @@ def test_what_cannot_be_read(sets):
         parse(sets)
 
 
-def test_draws_are_even_among_the_sets_that_a_row_has():
+def test_draws_follow_the_weights_among_the_sets_that_a_row_has():
     sets = parse(("T", "I", "I+A"))
     present = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 1]], bool)
-    drawn = np.stack([draw(jax.random.key(i), sets, present) for i in range(600)])
-    for row, possible in enumerate(([0, 1, 2], [0, 1], [])):
-        counts = [(drawn[:, row] == sets[i]).all(1).sum() for i in range(3)]
-        for i in range(3):
-            expected = 600 / len(possible) if i in possible else 0
-            assert abs(counts[i] - expected) < 4 * np.sqrt(150) * (i in possible) + 0.5
-    assert not drawn[:, 2].any()  # a row without any of them shows nothing
+    for weights in ((1.0, 1.0, 1.0), (4.0, 2.0, 2.0)):
+        drawn = np.stack([draw(jax.random.key(i), sets, weights, present) for i in range(600)])
+        for row, possible in enumerate(([0, 1, 2], [0, 1], [])):
+            counts = [(drawn[:, row] == sets[i]).all(1).sum() for i in range(3)]
+            for i in range(3):
+                share = weights[i] / sum(weights[j] for j in possible) if i in possible else 0
+                assert abs(counts[i] - 600 * share) < 4 * np.sqrt(150) * (i in possible) + 0.5
+        assert not drawn[:, 2].any()  # a row without any of them shows nothing
 
 
 def test_data_without_a_set_are_refused():
