@@ -90,15 +90,15 @@ def load(checkpoint, pretrained=None) -> Exported:
     if "task" in config:
         tuned = load_finetuned(workdir, step, pretrained)
         names = tuned.class_names if tuned.classes is not None else ()
-        model, trained, rest = tuned.model, tuned.trained, (tuned.classes, names)
+        model, trained, step, rest = tuned.model, tuned.trained, tuned.step, (tuned.classes, names)
     else:
         if pretrained:
             raise WorkdirError(f"--pretrained is for a fine-tuning; {workdir} is a pre-training's")
         trained = load_trained(workdir, None if kind == "pretrain_best" else step)
         if step not in (None, trained.step):
             raise WorkdirError(f"{checkpoint} is no more; there is step {trained.step} now")
-        model, rest = trained.model, (None, ())
-    prepared = preparation(trained, workdir, config)
+        model, step, rest = trained.model, trained.step, (None, ())
+    prepared = preparation(trained, workdir, config, step)
     return Exported(model.model, model.params, model.statistics, trained.tokenizer, *rest, prepared)
 
 

@@ -23,7 +23,7 @@ class Preparation:
     encoders: directories of the frozen encoders by name, None for one that was not used.
     settings: of preprocessor_config.json.
     workdir: of the training that is exported, with its config.
-    data: `config.data` of the pre-training. rows: of these data.
+    data: `config.data` of the pre-training. rows: of these data. step: of the training, that is exported.
     """
 
     encoders: Mapping[str, Path | None]
@@ -32,6 +32,7 @@ class Preparation:
     config: ConfigDict
     data: ConfigDict
     rows: int
+    step: int
 
     def write(self, folder: Path, tokenizer: Tokenizer) -> None:
         """The files of the tokenizer and of the settings, as transformers reads them."""
@@ -44,9 +45,9 @@ class Preparation:
             (folder / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def preparation(trained: Trained, workdir: Path, config: ConfigDict) -> Preparation:
-    """Of a pre-trained model; workdir and config: of the training that is exported, its own or a fine-tuning
-    of it."""
+def preparation(trained: Trained, workdir: Path, config: ConfigDict, step: int) -> Preparation:
+    """Of a pre-trained model; workdir, config and step: of the training that is exported, its own or a
+    fine-tuning of it."""
     settings, extraction, fine_tuned = trained.config, trained.extraction, "task" in config
     kind = "detector" if extraction.detector else "grid" if extraction.pictures else "none"
     told = settings.evaluation.to_dict() | config.evaluation.to_dict()
@@ -70,4 +71,4 @@ def preparation(trained: Trained, workdir: Path, config: ConfigDict) -> Preparat
         # Of several pictures that which matches best is kept, by the head of the pre-training.
         "num_drawn": 1 if fine_tuned else DRAWN,
     }
-    return Preparation(trained.encoders, written, workdir, config, settings.data, manifest.num_rows)
+    return Preparation(trained.encoders, written, workdir, config, settings.data, manifest.num_rows, step)

@@ -20,7 +20,7 @@ EVERYTHING = {name: Path(name) for name in ("detector", "wav2vec2", "dvae")}
 
 def of(workdir=Path("nowhere"), data=SCENES, encoders=EVERYTHING, settings=SETTINGS, **config):
     config.setdefault("evaluation", {})
-    return Preparation(encoders, settings, workdir, ConfigDict(config), data, 3)
+    return Preparation(encoders, settings, workdir, ConfigDict(config), data, 3, 1700)
 
 
 def finetuned(task, inputs, *, kind="pretraining", source="", evaluation=(), **more):
