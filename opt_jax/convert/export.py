@@ -98,7 +98,7 @@ def load(checkpoint, pretrained=None) -> Exported:
         if step not in (None, trained.step):
             raise WorkdirError(f"{checkpoint} is no more; there is step {trained.step} now")
         model, step, rest = trained.model, trained.step, (None, ())
-    prepared = preparation(trained, workdir, config, step)
+    prepared = preparation(trained, workdir, config, step, rest[1])
     return Exported(model.model, model.params, model.statistics, trained.tokenizer, *rest, prepared)
 
 

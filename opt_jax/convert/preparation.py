@@ -1,13 +1,13 @@
 """What turns files into the inputs of an exported model: the frozen encoders, the tokenizer, the settings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from opt_jax.answers import DRAWN, MAX_WORD_PIECES
+from opt_jax.answers import DRAWN
 from opt_jax.cache.manifest import read_manifest
 from opt_jax.encoders.tokenizer import Tokenizer
 from opt_jax.encoders.wav2vec2_extraction import CONTEXT_SECONDS, WINDOW_SECONDS
@@ -45,12 +45,13 @@ class Preparation:
             (folder / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def preparation(trained: Trained, workdir: Path, config: ConfigDict, step: int) -> Preparation:
-    """Of a pre-trained model; workdir, config and step: of the training that is exported, its own or a
-    fine-tuning of it."""
+def preparation(
+    trained: Trained, workdir: Path, config: ConfigDict, step: int, class_names: Sequence[str]
+) -> Preparation:
+    """Of a pre-trained model; workdir, config, step and class_names: of the training that is exported, its own
+    or a fine-tuning of it."""
     settings, extraction, fine_tuned = trained.config, trained.extraction, "task" in config
     kind = "detector" if extraction.detector else "grid" if extraction.pictures else "none"
-    told = settings.evaluation.to_dict() | config.evaluation.to_dict()
     manifest = read_manifest(trained.directory / TRAIN_FEATURES)
     written = {
         "auto_map": {"AutoProcessor": PROCESSOR},
@@ -64,11 +65,21 @@ def preparation(trained: Trained, workdir: Path, config: ConfigDict, step: int) 
         "window_seconds": WINDOW_SECONDS,
         "context_seconds": CONTEXT_SECONDS,
         "feature_dtype": extraction.feature_dtype,
-        "num_beams": told["beams"],
-        "max_new_tokens": MAX_WORD_PIECES,
-        "top_k": told["top_k"],
+        **writing(trained, config, class_names),
+        "top_k": config.evaluation.get("top_k", settings.evaluation.top_k),
         "guidance": config.evaluation.get("guidance", 0.0),
         # Of several pictures that which matches best is kept, by the head of the pre-training.
         "num_drawn": 1 if fine_tuned else DRAWN,
+        "task": config.task if fine_tuned else None,
     }
     return Preparation(trained.encoders, written, workdir, config, settings.data, manifest.num_rows, step)
+
+
+def writing(trained: Trained, config: ConfigDict, class_names: Sequence[str]) -> dict[str, int]:
+    """How texts are written: as the evaluation of the training with this config does."""
+    if config.get("task") == "vqa":  # greedily, as long as the longest answer with its [SEP], without [CLS]
+        longest = max(len(trained.tokenizer.encode(answer)) for answer in class_names) - 1
+        return {"num_beams": 1, "max_new_tokens": longest}
+    before = trained.config.evaluation
+    beams = config.evaluation.get("beams", before.beams)
+    return {"num_beams": beams, "max_new_tokens": before.max_new_tokens}
