@@ -120,10 +120,14 @@ class Downstream(abc.ABC):
         """The model with these parameters, to be asked."""
         return Model(self.network, params, self.trained.model.statistics)
 
-    def rows(self, split: str, limit: int) -> np.ndarray:
-        """The first rows of a split's cache, `limit` at most, that have all that is shown and made."""
+    def rows(self, split: str, limit: int | None) -> np.ndarray:
+        """Rows of a split's cache, `limit` at most, that have all that is shown and made: the first, but of a
+        source, whose lists may be in the order of speakers or places, drawn by a fixed seed."""
         shown = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
-        return complete_rows(self.loaders[split].cache, (*shown, *self.target))[:limit]
+        rows = complete_rows(self.loaders[split].cache, (*shown, *self.target))
+        if self.config.data.kind == "source" and limit is not None and limit < len(rows):
+            rows = np.random.default_rng(0).permutation(rows)
+        return rows[:limit]
 
     def batches(self, split: str, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         loader = self.loaders[split]
