@@ -5,28 +5,34 @@ BLEU and ROUGE-L; CIDEr is in `cider`, METEOR in `meteor`; `caption_scores` give
 METEOR's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sacrebleu.metrics import BLEU
 
 from opt_jax.evaluation.caption_tokens import tokenize_pairs
-from opt_jax.evaluation.cider import cider_d
+from opt_jax.evaluation.cider import cider, cider_d
 from opt_jax.evaluation.meteor import meteor
 
 MAX_ORDER = 4
 RECALL_WEIGHT = 1.2  # beta of ROUGE-L
 
 
-def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-1..4, METEOR (exact matches only), ROUGE-L and CIDEr (that is CIDEr-D) of n captions, x 100.
+def caption_scores(
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+    frequencies: Mapping[str, object] | None = None,
+) -> dict[str, float]:
+    """Of n captions, x 100: BLEU-1..4, METEOR (exact matches only), ROUGE-L, CIDEr (that is CIDEr-D, as in
+    papers) and CIDEr-plain (CIDEr as first defined).
 
-    Arguments and errors as in `bleu`.
+    frequencies: document frequencies for the last two, see `cider`. Other arguments and errors as in `bleu`.
     """
     return {
         **bleu(candidates, references),
         "METEOR-exact": meteor(candidates, references),
         "ROUGE-L": rouge_l(candidates, references),
-        "CIDEr": cider_d(candidates, references),
+        "CIDEr": cider_d(candidates, references, frequencies),
+        "CIDEr-plain": cider(candidates, references, frequencies),
     }
 
 

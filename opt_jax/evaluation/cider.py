@@ -3,16 +3,24 @@
 Each caption is four vectors, one for each n = 1..4: how often it has an n-gram, times the logarithm of how
 many documents there are for each that has the n-gram. A document is all the references of one sample. Words
 are those of `caption_tokens`, not stemmed, as in the evaluation servers.
+
+    python -m opt_jax.evaluation.cider karpathy:dataset_coco.json,images=coco --split=train --out=coco.json
+
+counts in how many documents of a source each n-gram is, for --config.evaluation.document_frequencies of
+configs/finetune/captioning.py.
 """
 
+import argparse
+import contextlib
 import json
 import math
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from opt_jax.evaluation.caption_tokens import tokenize_pairs, tokenize_references
+from opt_jax.evaluation.caption_tokens import tokenize, tokenize_pairs, tokenize_references
 
 MAX_ORDER = 4
 LENGTH_DEVIATION = 6.0  # sigma of the Gaussian length penalty of CIDEr-D, in words
@@ -50,7 +58,7 @@ def document_frequencies(references: Sequence[Sequence[str]]) -> dict[str, objec
     references: for each of n samples, one or more texts. N-grams are words with single spaces between;
     `json.dump` writes what `cider` reads.
     """
-    return _document_frequencies([[_ngrams(text) for text in s] for s in tokenize_references(references)])
+    return _document_frequencies([_ngrams(text) for text in s] for s in tokenize_references(references))
 
 
 def _ngrams(tokens: Sequence[str]) -> list[Counter]:
@@ -61,23 +69,34 @@ def _ngrams(tokens: Sequence[str]) -> list[Counter]:
     ]
 
 
-def _document_frequencies(samples: Sequence[Sequence[list[Counter]]]) -> dict[str, object]:
-    frequencies = Counter()
+def _document_frequencies(samples: Iterable[Sequence[list[Counter]]]) -> dict[str, object]:
+    frequencies, number = Counter(), 0
     for sample in samples:
+        number += 1
         frequencies.update({ngram for text in sample for order in text for ngram in order})
-    return {"documents": len(samples), "frequencies": dict(frequencies)}
+    return {"documents": number, "frequencies": dict(frequencies)}
 
 
-def _loaded(frequencies: Frequencies) -> Mapping[str, object]:
-    source = "document frequencies"
-    if not isinstance(frequencies, Mapping):
-        source = str(frequencies)
-        frequencies = json.loads(Path(frequencies).read_text(encoding="utf-8"))
-    if not isinstance(frequencies, Mapping) or not {"documents", "frequencies"} <= set(frequencies):
-        raise ValueError(f"{source}: expected the keys 'documents' and 'frequencies' of document_frequencies")
-    most = max(frequencies["frequencies"].values(), default=0)
-    if frequencies["documents"] < max(most, 1):
-        raise ValueError(f"{source}: an n-gram in {most} of {frequencies['documents']} documents")
+def read_frequencies(path: str | os.PathLike) -> Mapping[str, object]:
+    """Those of a JSON file. Raises ValueError, naming the file."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no document frequencies can be read ({error})") from error
+    return _checked(found, str(path))
+
+
+def _checked(frequencies: object, source: str) -> Mapping[str, object]:
+    counts = frequencies.get("frequencies") if isinstance(frequencies, Mapping) else None
+    numbers = [frequencies.get("documents"), *counts.values()] if isinstance(counts, Mapping) else [None]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ValueError(
+            f"{source}: expected the keys 'documents' and 'frequencies' of document_frequencies, and whole"
+            " numbers"
+        )
+    documents, most = numbers[0], max(numbers[1:], default=0)
+    if documents < max(most, 1):
+        raise ValueError(f"{source}: an n-gram in {most} of {documents} documents")
     return frequencies
 
 
@@ -90,7 +109,12 @@ def _mean_similarity(
     """Mean of similarity(candidate's vector, reference's, difference in words), n by n."""
     candidate_tokens, reference_tokens = tokenize_pairs(candidates, references)
     samples = [[_ngrams(tokens) for tokens in sample] for sample in reference_tokens]
-    known = _document_frequencies(samples) if frequencies is None else _loaded(frequencies)
+    if frequencies is None:
+        known = _document_frequencies(samples)
+    elif isinstance(frequencies, Mapping):
+        known = _checked(frequencies, "document frequencies")
+    else:
+        known = read_frequencies(frequencies)
 
     def vectors(orders: list[Counter]) -> list[dict[str, float]]:
         # An n-gram that no document has counts as one of a single document.
@@ -126,3 +150,38 @@ def _penalised_cosine(candidate: Vector, reference: Vector, length_difference: i
     norm = math.hypot(*candidate.values()) * math.hypot(*reference.values())
     penalty = math.exp(-(length_difference**2) / (2 * LENGTH_DEVIATION**2))
     return penalty * product / norm if norm else 0.0
+
+
+def main(arguments=None) -> int:
+    # Not above: a metric costs only its own dependencies.
+    from opt_jax.data.sources import SPLITS, open_split
+    from opt_jax.data.triplet import SourceError, UnusableSampleError
+
+    parser = argparse.ArgumentParser(
+        "opt_jax.evaluation.cider", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="as in --config.data.source, see opt_jax/data/sources.py")
+    parser.add_argument("--split", default="train", choices=SPLITS)
+    parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
+    flags = parser.parse_args(arguments)
+    documents = []
+    try:
+        source = open_split(flags.source, flags.split)
+        for row in range(len(source)):
+            with contextlib.suppress(UnusableSampleError):
+                texts = source.read(row, image=False, audio=False).references
+                documents.append([text for text in texts if tokenize(text)])
+        documents = list(filter(None, documents))
+        if not documents:
+            raise SourceError(f"the {flags.split} split of {flags.source} has no texts; name another")
+        found = document_frequencies(documents)
+        flags.out.write_text(json.dumps(found))
+    except (SourceError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{flags.out}: {len(found['frequencies'])} n-grams of {len(documents)} documents")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,8 @@ class Examples:
     def __init__(self, directory: Path, source):
         self.directory, self.source = Path(directory), source
         (self.directory / "media").mkdir(parents=True, exist_ok=True)
-        self.content = {"retrieval": [], "captions": [], "transcripts": [], "generated": []}
+        kinds = ("retrieval", "captions", "transcripts", "questions", "generated")
+        self.content = {name: [] for name in kinds}
 
     def show(self, row: int, modalities: Sequence[str]) -> dict[str, str]:
         """{'text': caption, 'image': path, 'audio': path} of a sample, those asked for."""
@@ -65,6 +66,15 @@ class Examples:
         if "image_audio" in texts:
             entry["from_audio_image"] = texts["image_audio"]
         self.content["transcripts"].append(entry)
+
+    def question(self, row: int, answers: dict, truths: Sequence[str], modalities: Sequence[str]) -> None:
+        """A question, which is the sample's text, beside what of the sample it is asked with.
+
+        answers: {'T+I': (chosen, written)} by what was shown. truths: the right ones.
+        """
+        shown = self.show(row, ("text", *(name for name in modalities if name != "text")))
+        said = [{"inputs": name, "chosen": both[0], "written": both[1]} for name, both in answers.items()]
+        self.content["questions"].append(shown | {"answers": said, "truths": list(truths)})
 
     def generated(self, row: int, reconstructed: np.ndarray, picture: np.ndarray) -> None:
         shown = self.show(row, ("text", "image"))

@@ -9,7 +9,10 @@ What it reads, all under the work directory; whatever is missing leaves its sect
   `retrieval/pool` (items) gives the chance row, `retrieval/description` says what the best combination is,
   `R@1_standard_error` is over pools.
   `speech_recognition/<audio|audio_image>/<WER|CER>`,
-  `captioning/<image|audio|image_audio>/<BLEU-4|CIDEr>`, `classification/<T|I|...|T+I+A|chance>/mAP`,
+  `captioning/<image|audio|image_audio>/<BLEU-4|CIDEr|CIDEr-plain>`,
+  `classification/<T|I|...|T+I+A|chance>/mAP`,
+  `question_answering/<T+I|...>/<accuracy|accuracy_written>`, the same with `_<kind of question>` after it,
+  `question_answering/most_frequent/accuracy`,
   `text_to_image/<code_accuracy|code_majority|named_objects_found|named_objects_ceiling>`,
   `encoders/<encoder>/<figure>` in the encoder's own unit, `seconds/<stage>`. For the summary line:
   `triplets/train`, `triplets/test`, `parameters`. Keys of no section are listed at the end.
@@ -22,6 +25,8 @@ What it reads, all under the work directory; whatever is missing leaves its sect
                      "results": [{"text" | "image" | "audio", "score": number, "correct": bool}]}],
     "captions":    [{"image", "audio", "references": [text], "from_image", "from_audio", "from_both": text}],
     "transcripts": [{"audio", "truth": text, "from_audio", "from_audio_image": text}],
+    "questions":   [{"text", "image", "audio", "truths": [text],
+                     "answers": [{"inputs": "T+I" or the like, "chosen", "written": text}]}],
     "generated":   [{"text", "real": picture, "reconstructed": picture, "generated": [picture]}]}.
   Every list and field may be missing. Pictures are PNG and audio is MP3 or WAV, as paths relative to
   `evaluation/`.
@@ -45,7 +50,9 @@ from opt_jax.evaluation.line_plot import line_plot, short_number, smoothed
 from opt_jax.evaluation.media import Media
 from opt_jax.metrics_log import read_metrics
 
-_SECTIONS = ("speech_recognition", "captioning", "classification", "text_to_image", "encoders", "seconds")
+_SECTIONS = ("speech_recognition", "captioning", "classification", "question_answering", "text_to_image")
+_SECTIONS += ("encoders", "seconds")
+_EXAMPLES = ("retrieval", "captions", "transcripts", "questions", "generated")
 _ALSO_SHOWN = ("triplets/train", "triplets/test", "parameters")
 
 
@@ -76,12 +83,11 @@ def write_report(workdir: Path) -> Path:
         retrieval=report_figures.retrieval_table(results),
         directions=report_figures.RETRIEVAL_DIRECTIONS,
         speech_recognition=report_figures.grid(results, "speech_recognition"),
-        captioning=report_figures.grid(results, "captioning", ("BLEU-4", "CIDEr")),
+        captioning=report_figures.grid(results, "captioning", ("BLEU-4", "CIDEr", "CIDEr-plain")),
         classification=report_figures.grid(results, "classification"),
+        questions=report_figures.question_tables(results),
         generation=report_figures.generation_rows(results),
-        examples={
-            name: _list(examples, name) for name in ("retrieval", "captions", "transcripts", "generated")
-        },
+        examples={name: _list(examples, name) for name in _EXAMPLES},
         media=Media(workdir / "evaluation"),
         pretraining=_trainings(workdir / "metrics.jsonl"),
         encoders=_encoders(workdir / "encoders", results),

@@ -85,6 +85,37 @@ def grid(results: Mapping, prefix: str, chosen: tuple[str, ...] = ()) -> dict | 
     }
 
 
+def question_tables(results: Mapping) -> dict | None:
+    """{"by_inputs", "by_kind"}, tables as of `grid`: VQA accuracy of answers chosen and written by what was
+    shown, and of those chosen by kind of question. None without any; the second without kinds."""
+    found = {}
+    for key, value in results.items():
+        score, _, rest = key.partition("/")
+        if score == "question_answering" and rest.count("/") == 1:
+            found[tuple(rest.split("/"))] = value
+    usual = found.pop(("most_frequent", "accuracy"), None)
+    sets = list(dict.fromkeys(name for name, _ in found))
+    if not sets:
+        return None
+    rows = [(name, [found.get((name, way)) for way in ("accuracy", "accuracy_written")]) for name in sets]
+    by_inputs = [{"name": name, "chance": False, "values": values} for name, values in rows]
+    by_inputs.append({"name": "Most frequent answer", "chance": True, "values": [usual, None]})
+    columns = dict.fromkeys(column for _, column in found if column.startswith("accuracy_"))
+    by_kind = [
+        {
+            "name": column.removeprefix("accuracy_").replace("_", " "),
+            "chance": False,
+            "values": [found.get((name, column)) for name in sets],
+        }
+        for column in columns
+        if not column.startswith("accuracy_written")
+    ]
+    return {
+        "by_inputs": {"columns": ["chosen", "written"], "rows": by_inputs},
+        "by_kind": by_kind and {"columns": sets, "rows": by_kind},
+    }
+
+
 def headlines(results: Mapping) -> list[dict]:
     """The few figures to see first: {"name", "value", "beside"}; those that the results lack are left out."""
     pool = results.get("retrieval/pool")
@@ -98,6 +129,11 @@ def headlines(results: Mapping) -> list[dict]:
             _beside(results, "with image", "speech_recognition/audio_image/WER"),
         ),
         ("Caption CIDEr", "captioning/image/CIDEr", _beside(results, "BLEU-4", "captioning/image/BLEU-4")),
+        (
+            "Questions answered, VQA accuracy",
+            "question_answering/T+I/accuracy",
+            _beside(results, "most frequent answer", "question_answering/most_frequent/accuracy"),
+        ),
         (*_labels(results), _beside(results, "chance", "classification/chance/mAP")),
         (
             "Named objects drawn",

@@ -12,6 +12,7 @@ import numpy as np
 
 from opt_jax.data import vqa
 from opt_jax.data.question_results import write_answers
+from opt_jax.evaluation.examples import Examples
 from opt_jax.evaluation.question_answering import answer_accuracies, vqa_accuracy
 from opt_jax.evaluation.run import longest
 from opt_jax.models.generation import generate_text
@@ -133,7 +134,21 @@ class QuestionAnswering(Classification):
             chosen = {question.id: usual for question in every}
             chosen |= {question.id: text for question, text in zip(questions, answers[0][0], strict=True)}
             write_answers(directory / "answers.json", chosen, every)
+        self.show(directory, rows, answers, truths)
         return results
+
+    def show(self, directory, rows: np.ndarray, answers, truths) -> None:
+        """Writes `evaluation.examples` of the rows, far apart, with what `said` gave for each input set."""
+        examples, number = Examples(directory, self.sources["test"]), self.config.evaluation.examples
+        asked_with = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
+        for place in np.unique(np.linspace(0, len(rows) - 1, min(number, len(rows)), dtype=int)):
+            said = {
+                input_sets.lettered(keep): (chosen[place], written[place])
+                for keep, (chosen, written) in zip(self.sets, answers, strict=True)
+            }
+            row = int(self.loaders["test"].cache.source_row[rows[place]])
+            examples.question(row, said, list(dict.fromkeys(truths[place])), asked_with)
+        examples.write()
 
     def said(self, params, rows: np.ndarray, keep: np.ndarray) -> tuple[list[str], list[str]]:
         """The answers chosen and those written to rows of the test split's cache, shown `keep` [3].

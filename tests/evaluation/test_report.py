@@ -142,6 +142,30 @@ def test_figures_stand_beside_chance(run):
     assert "something/else 12.125" in text
 
 
+def test_questions_have_their_tables_and_examples(run):
+    path = run / "results.json"
+    results = json.loads(path.read_text())
+    figures = {"T+I/accuracy": 81.5, "T+I/accuracy_written": 71.5, "I+A/accuracy": 61.5, "T/accuracy": 31.5}
+    figures |= {"most_frequent/accuracy": 21.5, "T+I/accuracy_what_color": 91.5, "T/accuracy_what_color": 11.5}
+    figures |= {"T+I/accuracy_written_what_color": 1.5}
+    results |= {f"question_answering/{key}": value for key, value in figures.items()}
+    path.write_text(json.dumps(results))
+    path = run / "evaluation" / "examples.json"
+    answers = [{"inputs": "T+I", "chosen": "red", "written": "reddish"}]
+    answers.append({"inputs": "I+A", "chosen": "blue", "written": "blue"})
+    asked = {"text": ATTACK, "image": "media/a.png", "audio": "media/a.wav"}
+    path.write_text(json.dumps({"questions": [asked | {"answers": answers, "truths": ["red", "dark red"]}]}))
+    page = Page(write_report(run).read_text())
+    text = " ".join(page.text.split())
+    assert "chosen written T+I 81.5 71.5 I+A 61.5 – T 31.5 – Most frequent answer 21.5 –" in text
+    assert "T+I I+A T what color 91.5 – 11.5" in text
+    assert "question_answering" not in text  # in no list of other figures either
+    assert "Questions answered, VQA accuracy 81.5 most frequent answer 21.5" in text
+    assert "T+I red ✓ written: reddish I+A blue truth red, dark red" in text
+    assert page.text.count(ATTACK) == 2 and {"img", "audio"} <= {tag for tag, _ in page.tags}
+    assert sum(source.startswith("data:audio/wav") for source in page.sources()) == 1
+
+
 def test_queries_are_told_apart_by_their_captions_where_results_do(run):
     path = run / "results.json"
     results = json.loads(path.read_text())
