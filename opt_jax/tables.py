@@ -2,10 +2,10 @@
 
     python -m opt_jax.tables runs/tiny_retrieval runs/tiny_retrieval_seed_1 runs/tiny_retrieval_seed_2
 
-Directories of one task on one kind of data are runs of the same thing with other seeds: figures of several
-are the mean, with the sample deviation after ±. A cell is what the pre-trained model could do, where it
-could, and after the arrow what the fine-tuned one does. The rows and columns are those of results.json's
-keys, SCORE/ROW/COLUMN.
+Directories of one task on the same data are runs of one configuration with other seeds, and are refused
+where they are not: figures of several are the mean, with the sample deviation after ±. A cell is what the
+pre-trained model could do, where it could, and after the arrow what the fine-tuned one does. The rows and
+columns are those of results.json's keys, SCORE/ROW/COLUMN.
 """
 
 import argparse
@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from opt_jax.configuration import differences, flatten
 
 # By score: the columns wanted, in their order.
 COLUMNS = {
@@ -29,6 +31,7 @@ COLUMNS = {
 }
 COLUMNS |= {f"{name}_to_image": COLUMNS["text_to_image"] for name in ("audio", "text_audio")}
 BEFORE = "before/"
+OF_ONE_RUN = {"seed", "workdir", "pretrained", "distributed", "predicted_step_seconds", "predicted_minutes"}
 
 
 class TableError(ValueError):
@@ -36,20 +39,40 @@ class TableError(ValueError):
 
 
 def tables(workdirs: Sequence[Path]) -> str:
-    """Markdown, a part for each task and kind of data. Raises TableError."""
+    """Markdown, a part for each task and each data. Raises TableError."""
     runs: dict[tuple[str, str], dict[int, dict]] = {}
+    first: dict[tuple[str, str], tuple[Path, dict]] = {}
     for workdir in workdirs:
         config, results = (read(Path(workdir) / name) for name in ("config.json", "results.json"))
         if "task" not in config or "data" not in config:
             raise TableError(f"{workdir} is not that of a fine-tuning")
-        data = config["data"]["kind"]
-        if data == "noise":
-            data = f"speech in noise, {config['data']['decibels']:g} dB"
-        seeds = runs.setdefault((config["task"], data), {})
+        key = config["task"], described(config["data"])
+        other, expected = first.setdefault(key, (workdir, comparable(config)))
+        if changed := differences(expected, comparable(config)):
+            raise TableError(
+                f"{workdir} is no other seed of {other}: {'; '.join(changed)}; make a table of each alone"
+            )
+        seeds = runs.setdefault(key, {})
         if config["seed"] in seeds:
             raise TableError(f"{workdir}: another directory is {config['task']} with seed {config['seed']}")
         seeds[config["seed"]] = results
     return "\n\n".join(part(task, data, list(seeds.values())) for (task, data), seeds in runs.items())
+
+
+def described(data: Mapping) -> str:
+    """What a part of the tables calls its data."""
+    if data["kind"] == "noise":
+        return f"speech in noise, {data['decibels']:g} dB"
+    return data["source"] if data["kind"] == "source" else data["kind"]
+
+
+def comparable(config: Mapping) -> dict:
+    """What runs that differ in their seed only have in common.
+
+    A field that is empty counts as one that is not there: older runs lack what was added since.
+    """
+    kept = {name: value for name, value in config.items() if name not in OF_ONE_RUN}
+    return {name: value for name, value in flatten(kept).items() if value not in ("", [], {})}
 
 
 def part(task: str, data: str, runs: Sequence[Mapping]) -> str:

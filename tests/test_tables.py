@@ -1,15 +1,18 @@
 """The tables of the downstream tasks, from results as fine-tunings leave them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from opt_jax import tables
 
+ROOT = Path(__file__).parents[1]
 
-def workdir(path, results, seed=0, task="captioning", **data):
+
+def workdir(path, results, seed=0, task="captioning", more=None, **data):
     path.mkdir()
-    config = {"task": task, "seed": seed, "data": {"kind": "pretraining"} | data}
+    config = {"task": task, "seed": seed, "data": {"kind": "pretraining"} | data} | (more or {})
     (path / "config.json").write_text(json.dumps(config))
     (path / "results.json").write_text(json.dumps(results))
     return path
@@ -43,6 +46,31 @@ def test_tasks_and_kinds_of_data_are_kept_apart(tmp_path):
     assert "(speech in noise, 0 dB; one seed)" in found
     assert "| audio | 4.0 |" in found and "| audio | 40.0 |" in found
     assert "| text_to_image | named_objects_found |" in found
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_refused(tmp_path):
+    results = {"captioning/image/CIDEr": 1.0}
+    same = {"train": {"steps": 400}}
+    first = workdir(tmp_path / "a", results, more=same | {"workdir": "a", "pretrained": "x"})
+    newer = {"workdir": "b", "pretrained": "y", "predicted_minutes": {"before": 1.0}, "draws": []}
+    second = workdir(tmp_path / "b", results, seed=1, more=same | newer)
+    assert "2 seeds" in tables.tables([first, second])
+    third = workdir(tmp_path / "c", results, seed=2, more={"train": {"steps": 800}})
+    with pytest.raises(tables.TableError, match=r"c is no other seed of .*a: train.steps: 400 -> 800; make"):
+        tables.tables([first, second, third])
+
+
+def test_sources_are_told_apart(tmp_path):
+    results = {"captioning/image/CIDEr": 1.0}
+    runs = [workdir(tmp_path / name, results, kind="source", source=f"karpathy:{name}.json") for name in "ab"]
+    found = tables.tables(runs)
+    assert "**captioning** (karpathy:a.json; one seed)" in found and "(karpathy:b.json; one seed)" in found
+
+
+def test_the_results_that_are_kept_here_make_tables():
+    kept = sorted((ROOT / "configs" / "reference" / "finetune").iterdir())
+    found = tables.tables(kept)
+    assert sum(line.startswith("**") for line in found.splitlines()) > 3
 
 
 def test_what_is_no_fine_tuning_is_told(tmp_path, capsys):
