@@ -30,7 +30,7 @@ def write_answers(path, answers: Mapping[int, str], questions: Iterable[Question
         ("answers that are no text", [key for key in ids if key in answers and not is_text(answers[key])]),
     ):
         if wrong:
-            raise ValueError(f"{path} is not written: {_listed(wrong, told)}")
+            raise ValueError(f"{path} is not written: {listed(wrong, told)}")
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     aside.write_text(json.dumps([{"question_id": key, "answer": answers[key]} for key in ids]))
     os.replace(aside, path)
@@ -54,9 +54,10 @@ def read_answers(path, questions: Iterable[Question] | None = None) -> dict[int,
         answers[key] = answer
     known = answers if questions is None else {question.id for question in questions}
     if unknown := [key for key in answers if key not in known]:
-        raise SourceError(f"{path}: {_listed(unknown, UNKNOWN)}")
+        raise SourceError(f"{path}: {listed(unknown, UNKNOWN)}")
     return answers
 
 
-def _listed(ids: Sequence[int], told: str) -> str:
+def listed(ids: Sequence[int], told: str) -> str:
+    """'2 questions without an answer: 7, 9', with the first few ids."""
     return f"{len(ids)} {told}: {', '.join(map(repr, ids[:NAMED]))}{', ...' if len(ids) > NAMED else ''}"
