@@ -7,6 +7,7 @@ import pytest
 from generated_captions import corpora
 
 from opt_jax.evaluation import captioning
+from opt_jax.evaluation.cider import cider, document_frequencies
 
 
 def test_bleu_by_hand_with_several_references():
@@ -109,6 +110,10 @@ def test_scores_agree_with_the_published_evaluation_code():
     candidates = [" ".join(sample[0].split()[:8] + ["near"]) for sample in references]
     scores = captioning.caption_scores(candidates, references)
     assert scores["CIDEr"] == pytest.approx(420.6468, abs=1e-4)
+    assert scores["CIDEr-plain"] == cider(candidates, references) > 0
+    frequencies = document_frequencies([*references, ["a red dog"]])
+    elsewhere = captioning.caption_scores(candidates, references, frequencies)
+    assert {name for name in scores if scores[name] != elsewhere[name]} == {"CIDEr", "CIDEr-plain"}
     assert [scores[f"BLEU-{n}"] for n in range(1, 5)] == pytest.approx(
         [89.3617, 88.5799, 86.6297, 84.7388], abs=1e-4
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from generated_captions import corpora
 
-from opt_jax.evaluation.cider import cider, cider_d, document_frequencies
+from opt_jax.evaluation.cider import cider, cider_d, document_frequencies, main, read_frequencies
 
 
 def test_by_hand():
@@ -103,3 +103,26 @@ def test_bad_input_is_named(tmp_path):
     path.write_text('{"a": 3}')
     with pytest.raises(ValueError, match="other.json: expected the keys"):
         cider_d(["a"], [["a"]], path)
+    path.write_text('{"documents": 3, "frequencies": {"a": "3"}}')
+    with pytest.raises(ValueError, match="other.json: .* and whole numbers"):
+        read_frequencies(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="other.json: no document frequencies can be read"):
+        read_frequencies(path)
+    with pytest.raises(ValueError, match="gone.json: no document frequencies can be read"):
+        read_frequencies(tmp_path / "gone.json")
+
+
+def test_the_command_counts_a_source(tmp_path, capsys):
+    texts = [["A red dog.", "..."], ["?"], ["a dog", "a cat"]]
+    pictures = [
+        {"imgid": i, "filename": f"{i}.jpg", "split": "train", "sentences": [{"raw": text} for text in said]}
+        for i, said in enumerate(texts)
+    ]
+    path, out = tmp_path / "dataset_coco.json", tmp_path / "counted.json"
+    path.write_text(json.dumps({"images": pictures}))
+    assert main([f"karpathy:{path},images={tmp_path}", f"--out={out}"]) == 0
+    assert read_frequencies(out) == document_frequencies([["A red dog."], ["a dog", "a cat"]])
+    assert "of 2 documents" in capsys.readouterr().out
+    assert main([f"karpathy:{path}x,images={tmp_path}", f"--out={out}"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
