@@ -1,6 +1,7 @@
 """A trained model as its working directory has it: everything that is needed to ask it things."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from opt_jax.cache.manifest import Manifest, read_manifest
 from opt_jax.cache.reader import FeatureCache
 from opt_jax.cache.schema import Quarantine, Schema, caption_key, make_example
 from opt_jax.checkpoints import DamagedCheckpoint, restore_parameters
+from opt_jax.convert.opt import smallest_batch
+from opt_jax.convert.table import shapes_of
 from opt_jax.data.loader import collate
 from opt_jax.data.plan import Batch
 from opt_jax.data.triplet import Triplet, UnusableSampleError
@@ -170,6 +173,7 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         extraction=extraction,
         schema=cache.schema,
         class_names=cache.manifest.class_names,
+    _check_shapes(model, params, kept / str(step))
         regions=region_positions(config, {"train": cache}),
         dvae=dvae,
     )
@@ -185,6 +189,19 @@ def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTun
     workdir = Path(workdir)
     config = read_config(workdir)
     if config.get("task") not in TASKS:
+def _check_shapes(model: OPT, params, checkpoint: Path) -> None:
+    """Raises WorkdirError, naming the first parameter that has not the shape of the model's."""
+    init = functools.partial(model.init, jax.random.key(0), *smallest_batch(model.sizes))
+    found, expected = shapes_of(params), shapes_of(jax.eval_shape(init)["params"])
+    for path in sorted(found.keys() | expected.keys()):
+        has, wanted = (shapes.get(path, "absent") for shapes in (found, expected))
+        if has != wanted:
+            raise WorkdirError(
+                f"{checkpoint}: {path} is {has}, but {wanted} in the model of this working directory's"
+                " config.json and cache; put back what belongs together"
+            )
+
+
         raise WorkdirError(f"{workdir} is not that of a fine-tuning; name one's --workdir")
     place = Path(pretrained or config.pretrained)
     if not (place / "config.json").is_file():
