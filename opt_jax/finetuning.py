@@ -7,6 +7,7 @@ workdir/evaluation -> workdir/results.json, workdir/report.html
 """
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 
@@ -57,6 +58,7 @@ TASKS: dict[str, type[Downstream]] = {
     "vqa": QuestionAnswering,
 }
 QUESTION_SEED = 1 << 20
+PREDICTED = ("predicted_step_seconds", "predicted_minutes")  # told before the start, no part of what is made
 SECONDS = Path("checkpoints") / "finetune_seconds.json"
 
 
@@ -86,7 +88,7 @@ def run(config, workdir) -> dict:
     }
     if short := too_few(len(caches["train"]), None, config.train.batch_size):
         raise CacheError(f"the train split has, of those that can be used, {short}")
-    judged = identity | {"evaluation": config.evaluation.to_dict(), "version": EVALUATION_VERSION}
+    judged = identity | {"evaluation": judging(config), "version": EVALUATION_VERSION}
     before = run_stage("before", workdir / "before", judged, task.before, collective=False)
     checkpoints = workdir / "checkpoints" / "finetune"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -230,7 +232,15 @@ def own_loader(
 def task_settings(config) -> set[str]:
     """Names of the fields that only this task has, and of those that change what every task learns."""
     common = {"task", "inputs", "pretrained", "pretrained_step", "workdir", "seed", "precision"}
-    return set(config) - common - {"distributed", "train", "evaluation"}
+    return set(config) - common - {"distributed", "train", "evaluation", *PREDICTED}
+
+
+def judging(config) -> dict:
+    """What decides the figures of a model: a file by its content, and one that is not named not at all."""
+    settings = config.evaluation.to_dict()
+    if named := settings.pop("document_frequencies", ""):
+        settings["document_frequencies"] = hashlib.sha256(Path(named).read_bytes()).hexdigest()
+    return settings
 
 
 def table(before: dict, after: dict) -> str:

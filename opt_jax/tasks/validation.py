@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from opt_jax.checks import DECAYS, below_one, not_negative, one_of, positive, probability
 from opt_jax.configuration import ConfigError, nearest
+from opt_jax.evaluation.cider import read_frequencies
 
 TASKS = ("captioning", "classification", "retrieval", "speech_recognition", "text_to_image", "vqa")
 OBJECTIVES = ("mlm", "mvfr", "mrc", "mafr", "macl", "dtr", "dir", "matching", "contrastive")
@@ -90,6 +91,12 @@ def _finetuning(config) -> Iterator[str]:
     counts = ("hard_temperature", "anchors", "negatives")
     yield from positive(config, *(field for field in counts if field in config))
     may_be_zero = {"examples", "rerank_top", "guidance", "seed"}
-    fields = {field: f"evaluation.{field}" for field in config.evaluation}
+    if named := config.evaluation.get("document_frequencies"):
+        try:
+            read_frequencies(named)
+        except ValueError as error:
+            yield f"config.evaluation.document_frequencies: {error}"
+    numbers = set(config.evaluation) - {"document_frequencies"}
+    fields = {field: f"evaluation.{field}" for field in sorted(numbers)}
     yield from not_negative(config, *(name for field, name in fields.items() if field in may_be_zero))
     yield from positive(config, *(name for field, name in fields.items() if field not in may_be_zero))

@@ -3,10 +3,18 @@
 The text decoder of pre-training, with label-smoothed cross-entropy; beam search when it is asked.
 """
 
-import jax
+import functools
 
+import jax
+import numpy as np
+
+from opt_jax.data.triplet import Triplet
 from opt_jax.evaluation import pretrained
+from opt_jax.evaluation.caption_tokens import tokenize
+from opt_jax.evaluation.captioning import caption_scores
+from opt_jax.evaluation.cider import read_frequencies
 from opt_jax.evaluation.examples import Examples
+from opt_jax.evaluation.speech_recognition import normalise
 from opt_jax.objectives.masked import cross_entropy
 from opt_jax.tasks import input_sets
 from opt_jax.tasks.downstream import AUDIO, TEXT, Downstream
@@ -20,10 +28,30 @@ class Writing(Downstream):
 
     def __init__(self, config, trained, loaders, sources):
         super().__init__(config, trained, loaders, sources)
-        if config.task == "speech_recognition" and not self.sets[:, AUDIO].all():
+        self.spoken = config.task == "speech_recognition"
+        if self.spoken and not self.sets[:, AUDIO].all():
             raise input_sets.InputSetError(
                 f"config.inputs {tuple(config.inputs)}: there is no speech recognition without A"
             )
+        words = normalise if self.spoken else tokenize
+        for triplet in self.tested[1]:
+            texts = self.references(triplet)
+            if not texts or not all(map(words, texts)):
+                raise input_sets.InputSetError(
+                    f"sample {triplet.id!r} of the test split has references {texts!r}, one of them without"
+                    " words, against which nothing can be scored; mend the text, or leave the sample out"
+                )
+
+    @functools.cached_property
+    def tested(self) -> tuple[np.ndarray, list[Triplet]]:
+        """Rows [n] of the test split's cache, whose texts are asked for, and their triplets, texts only."""
+        rows, source = self.rows("test", self.config.evaluation.texts), self.sources["test"]
+        places = self.loaders["test"].cache.source_row[rows]
+        return rows, [source.read(int(place), image=False, audio=False) for place in places]
+
+    def references(self, triplet: Triplet) -> list[str]:
+        """What a written text is scored against."""
+        return [triplet.caption] if self.spoken else list(triplet.references)
 
     def losses(self, params, batch, key, step, dropout):
         del step
@@ -38,7 +66,7 @@ class Writing(Downstream):
 
     def evaluate(self, params, directory):
         settings, source = self.config.evaluation, self.sources["test"]
-        rows, model = self.rows("test", settings.texts), self.model(params)
+        (rows, triplets), model = self.tested, self.model(params)
         batches = self.batches("test", rows)
         options = {"max_length": self.trained.config.evaluation.max_new_tokens, "beams": settings.beams}
         texts = {}
@@ -47,22 +75,29 @@ class Writing(Downstream):
             name = input_sets.named(keep)
             print(f"{self.config.task}: from {name.replace('_', ' and ')}", flush=True)
             texts[name] = pretrained.write_texts(model, batches, keep, self.trained.tokenizer, **options)
-        places = self.loaders["test"].cache.source_row[rows]
-        triplets = [source.read(int(place), image=False, audio=False) for place in places]
-        examples = Examples(directory, source)
+        references = [self.references(triplet) for triplet in triplets]
+        if self.spoken:
+            spoken = {"image_audio": "audio_image"}
+            transcripts = {spoken.get(name, name): written for name, written in texts.items()}
+            truths = [truth for (truth,) in references]
+            caches = [self.loaders[split].cache for split in ("test", "train")]
+            parts = pretrained.seen_and_unseen(caches[0].caption_keys[rows], caches[1].caption_keys)
+            results = pretrained.speech_recognition(transcripts, truths, settings.pools, parts)
+        else:
+            named = settings.document_frequencies
+            frequencies = read_frequencies(named) if named else None
+            results = {
+                f"captioning/{name}/{score}": value
+                for name, written in texts.items()
+                for score, value in caption_scores(written, references, frequencies).items()
+            }
+        examples, places = Examples(directory, source), self.loaders["test"].cache.source_row[rows]
         for number, place in enumerate(places[: settings.examples]):
             written = {name: texts[name][number] for name in texts}
-            if self.config.task == "speech_recognition":
+            if self.spoken:
                 examples.transcript(int(place), written)
             else:
                 shown = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
                 examples.caption(int(place), written, shown)
         examples.write()
-        if self.config.task == "speech_recognition":
-            spoken = {"image_audio": "audio_image"}
-            transcripts = {spoken.get(name, name): written for name, written in texts.items()}
-            truths = [triplet.caption for triplet in triplets]
-            caches = [self.loaders[split].cache for split in ("test", "train")]
-            parts = pretrained.seen_and_unseen(caches[0].caption_keys[rows], caches[1].caption_keys)
-            return pretrained.speech_recognition(transcripts, truths, settings.pools, parts)
-        return pretrained.captioning(texts, [list(triplet.references) for triplet in triplets])
+        return results
