@@ -92,6 +92,10 @@ def run(config, workdir) -> dict:
     before = run_stage("before", workdir / "before", judged, task.before, collective=False)
     checkpoints = workdir / "checkpoints" / "finetune"
     checkpoints.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0 and not any(path.name.isdigit() for path in checkpoints.iterdir()):
+        # Nothing is trained yet, and neither the model nor the data refused this configuration. Once
+        # something is, the one that made it stays until another has come to the end.
+        write_record(workdir / "config.json", config.to_dict())
     done = (checkpoints / str(config.train.steps)).exists()
     with contextlib.nullcontext() if done else adding_seconds(workdir / SECONDS):
         params = train(

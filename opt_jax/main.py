@@ -89,10 +89,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         validate(config)
     if jax.process_index() == 0:
         make_workdir(workdir)
-        if not (workdir / "config.json").exists():
+        if "task" not in config and not (workdir / "config.json").exists():
             write_record(workdir / "config.json", config.to_dict())
-        if "task" not in config:
-            print(describe(config, workdir), flush=True)
+        print(describe(config, workdir), flush=True)
     # After the set-up: importing the models may touch the devices.
     importlib.import_module(module).run(config, workdir)
 
@@ -137,17 +136,13 @@ def keep_compiled_programs(workdir: Path) -> None:
 
 def describe(config: ConfigDict, workdir: Path) -> str:
     """What is going to happen, and how long it should take."""
-    minutes = dict(config.predicted_minutes) | {
-        "pretrain": config.predicted_step_seconds * config.train.steps / 60
-    }
+    (what, how), stage, steps = planned(config)
+    devices = f"{jax.device_count()} x {jax.default_backend()}"
+    facts = filter(None, (devices, config.get("precision"), f"seed {config.seed}"))
+    lines = [f"{what} in {workdir} ({', '.join(facts)})", how]
+    minutes = dict(config.predicted_minutes) | {stage: config.predicted_step_seconds * steps / 60}
     known = {stage: value for stage, value in minutes.items() if value > 0}
     unknown = [stage for stage in minutes if stage not in known]
-    lines = [
-        f"OPT pre-training on {config.data.source} in {workdir}"
-        f" ({jax.device_count()} x {jax.default_backend()}, {config.precision}, seed {config.seed})",
-        f"model: {config.model.num_layers} layers, {config.model.hidden_size} wide;"
-        f" {config.train.steps} steps of {config.train.batch_size} triplets",
-    ]
     if known:
         lines.append(
             "predicted minutes on a quiet 2-core machine, from nothing: "
@@ -161,6 +156,21 @@ def describe(config: ConfigDict, workdir: Path) -> str:
 def expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message tells the user what to do; imported only when something was raised."""
     from opt_jax import checkpoints, window
+def planned(config: ConfigDict) -> tuple[tuple[str, str], str, int]:
+    """((what is trained, in which way), name of the training's stage, its steps)."""
+    if config.get("task") == "ablation":
+        number = 1 + len(config.families)
+        how = f"{number} pre-trainings of {config.steps} steps: full, without {', '.join(config.families)}"
+        return (f"ablation of {config.pretrained}", how), "pretrain", number * config.steps
+    work = f"{config.train.steps} steps of {config.train.batch_size}"
+    if "task" in config:
+        how = f"{work} rows, shown {', '.join(config.inputs)}"
+        return (f"{config.task} from {config.pretrained}", how), "finetune", config.train.steps
+    model = f"model: {config.model.num_layers} layers, {config.model.hidden_size} wide"
+    what = f"OPT pre-training on {config.data.source}"
+    return (what, f"{model}; {work} triplets"), "pretrain", config.train.steps
+
+
     from opt_jax.cache.manifest import CacheError
     from opt_jax.data.triplet import SourceError
     from opt_jax.encoders.frozen import FrozenEncoderError

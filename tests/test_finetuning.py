@@ -13,6 +13,7 @@ from opt_jax.cache import CacheError
 from opt_jax.configuration import ConfigError, load
 from opt_jax.evaluation.large_pool import evaluate_large_pool
 from opt_jax.evaluation.run import evaluate_retrieval
+from opt_jax.stages import StageMismatch
 from opt_jax.tasks.input_sets import InputSetError
 from opt_jax.tasks.validation import validate
 from opt_jax.trained import WorkdirError, load_trained
@@ -208,6 +209,8 @@ def test_bad_configurations_are_told(pretrained, change, message):
 def test_data_that_are_not_the_cache_s_any_more_are_refused(pretrained, tmp_path, monkeypatch):
     found = pipeline.make_sources(load_trained(pretrained).config, pretrained)["test"].fingerprint()
     changed = property(lambda self: lambda: found | {"count": 21})
+        (dict(predicted_step_seconds=-1.0), "config.predicted_step_seconds is -1.0"),
+        (dict(evaluation=dict(document_frequencies="gone.json")), "frequencies: gone.json: no document freq"),
     monkeypatch.setattr("opt_jax.data.spoken_scenes.SpokenScenes.fingerprint", changed)
     with pytest.raises(CacheError, match="count: "):
         finetuning.run(smallest_task("captioning", pretrained, tmp_path), tmp_path)
@@ -225,6 +228,30 @@ def test_a_fine_tuning_is_no_pretraining(tmp_path):
     (tmp_path / "config.json").write_text('{"task": "captioning"}')
     with pytest.raises(WorkdirError, match="that of a captioning"):
         load_trained(tmp_path)
+def test_until_something_is_trained_the_configuration_is_the_last_that_was_accepted(
+    pretrained, tmp_path, monkeypatch
+):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def attempt(error, **change):
+        config = smallest_task("captioning", pretrained, tmp_path)
+        config.update(change)
+        with pytest.raises(error):
+            finetuning.run(config, tmp_path)
+        place = tmp_path / "config.json"
+        return json.loads(place.read_text())["train"]["learning_rate"] if place.exists() else None
+
+    monkeypatch.setattr(finetuning.Writing, "before", lambda self, directory: {})
+    monkeypatch.setattr(finetuning, "train", interrupted)
+    assert attempt(WorkdirError, pretrained_step=7) is None
+    assert attempt(KeyboardInterrupt, train=dict(learning_rate=0.5)) == 0.5
+    assert attempt(KeyboardInterrupt, train=dict(learning_rate=0.25)) == 0.25  # corrected
+    assert attempt(StageMismatch, train=dict(learning_rate=0.125), dropout=0.5) == 0.25
+    (tmp_path / "checkpoints" / "finetune" / "1").mkdir()
+    assert attempt(KeyboardInterrupt, train=dict(learning_rate=0.125)) == 0.25  # which trained what is there
+
+
 
 
 def test_a_missing_step_is_told(pretrained, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from opt_jax import main
 from opt_jax.configuration import load
 from opt_jax.stages import StageMismatch
+from opt_jax.trained import WorkdirError
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = ROOT / "configs" / "pretrain.py"
@@ -60,6 +61,22 @@ def test_the_command_overrides_records_and_predicts(tmp_path):
     seconds = load(PRETRAIN, "small").predicted_step_seconds
     assert "predicted minutes on a quiet 2-core machine" in ended.stdout and "; together " in ended.stdout
     assert seconds > 0 and f"pretrain {700 * seconds / 60:.1f}" in ended.stdout
+
+
+def test_what_comes_after_pretraining_is_predicted_too():
+    config = load(ROOT / "configs" / "finetune" / "captioning.py")
+    config.train.steps, config.predicted_step_seconds = 300, 0.5
+    config.predicted_minutes.update(before=1.0, evaluation=0.0)
+    told = main.describe(config, Path("runs/here"))
+    assert "captioning from runs/tiny in runs/here (" in told and "float32, seed 0)" in told
+    assert "300 steps of 32 rows, shown I, A, I+A" in told
+    assert "before 1.0, finetune 2.5; together 4 (not measured: evaluation)" in told
+    assert "predicted" not in main.describe(load(ROOT / "configs/finetune/vqa.py", "base"), Path("x"))
+    config = load(ROOT / "configs" / "ablation.py")
+    config.steps, config.predicted_step_seconds = 100, 0.6
+    told = main.describe(config, Path("runs/here"))
+    assert "ablation of runs/tiny in runs/here" in told and "pretrain 6.0" in told
+    assert "6 pre-trainings of 100 steps: full, without MAM, MLM, MVM, modality level, sample level" in told
 
 
 @pytest.mark.parametrize(
@@ -135,6 +152,18 @@ def test_expected_errors_come_without_a_traceback_others_with(run_with, capsys):
     assert capsys.readouterr().err == "opt_jax: data: made by other inputs\n"
     with pytest.raises(ZeroDivisionError):
         run_with(raises(ZeroDivisionError()))
+
+
+def test_a_refused_fine_tuning_leaves_no_configuration(tmp_path, monkeypatch):
+    config = load(ROOT / "configs" / "finetune" / "captioning.py")
+    config.pretrained = str(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(main, "keep_compiled_programs", lambda workdir: None)
+    refusing = types.SimpleNamespace(run=raises(WorkdirError("holds no trained model")))
+    monkeypatch.setitem(sys.modules, "opt_jax.finetuning", refusing)
+    with pytest.raises(WorkdirError):
+        main.run(config, tmp_path / "tuned")
+    assert list((tmp_path / "tuned").iterdir()) == []
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):

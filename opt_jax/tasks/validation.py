@@ -22,7 +22,7 @@ def validate(config: ConfigDict) -> None:
     Raises ConfigError: one line for each problem.
     """
     check = _ablation if config.task == "ablation" else _finetuning
-    if problems := [*_pretrained(config), *check(config)]:
+    if problems := [*_pretrained(config), *check(config), *not_negative(config, "predicted_step_seconds")]:
         raise ConfigError("\n".join(problems))
 
 
