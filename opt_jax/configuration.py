@@ -3,12 +3,17 @@
 import ast
 import difflib
 import importlib.util
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+# What a configuration has that can be run: every one, and one of a pre-training.
+RUN = ("workdir", "seed", "distributed")
+PRETRAINING = ("data", "encoders", "cache", "loader", "model", "objectives", "train", "evaluation")
 
 
 class ConfigError(ValueError):
@@ -34,7 +39,25 @@ def load(path: str | Path, *variant: str) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} defines no get_config(); it is not a configuration")
+    try:
+        inspect.signature(module.get_config).bind(*variant)
+    except TypeError as error:
+        told = f"has no variants; leave ':{variant[0]}' out" if variant else f"needs a variant: {path}:NAME"
+        raise ConfigError(f"{path} {told}") from error
     return module.get_config(*variant)
+
+
+def check_whole(config: ConfigDict, path: str) -> None:
+    """Refuses what only other configurations load, as that of an encoder. Raises ConfigError."""
+    needed = RUN if "task" in config else (*RUN, *PRETRAINING)
+    if missing := [name for name in needed if name not in config]:
+        raise ConfigError(
+            f"{path} cannot be run: it has no {', '.join(missing)}; name a whole configuration, such as"
+            " configs/pretrain.py"
+        )
+    if config.get("task") == "":
+        beside = [name for name in sorted(_configs_beside(Path(path))) if name != str(path)]
+        raise ConfigError(f"{path} names no task; choose from those that load it: {', '.join(beside)}")
 
 
 def choose(variant: str, variants: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from opt_jax.allocator import keep_freed_memory
-from opt_jax.configuration import ConfigError, check_overrides, load
+from opt_jax.configuration import ConfigError, check_overrides, check_whole, load
 from opt_jax.stages import StageMismatch, write_record
 from opt_jax.tasks.validation import validate as validate_downstream
 from opt_jax.validation import validate
@@ -34,7 +34,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         arguments = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
         if not any(argument.startswith(("--help", "-help", "--helpfull")) for argument in arguments):
-            check_overrides(load(*_config_argument(arguments)), arguments)
+            path, *variant = _config_argument(arguments)
+            config = load(path, *variant)
+            check_whole(config, path)
+            check_overrides(config, arguments)
         return flags.FLAGS(argv)
     except (ConfigError, flags.Error) as error:
         refuse(error)

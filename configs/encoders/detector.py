@@ -6,12 +6,12 @@
 
 from ml_collections import ConfigDict
 
+from opt_jax.configuration import choose
+
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     """ConfigDict(model, sampling, loss_weights, train, max_objects) of a variant."""
-    if variant not in ("tiny", "base"):
-        raise ValueError(f"detector config: unknown variant {variant!r}; choose 'tiny' or 'base'")
-    return _tiny() if variant == "tiny" else _base()
+    return choose(variant, dict(tiny=_tiny, base=_base))()
 
 
 def _tiny() -> ConfigDict:

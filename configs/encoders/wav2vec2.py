@@ -8,6 +8,8 @@ cores. With 400 CTC steps it reached a contrast accuracy of 33 % (chance 6 %), a
 
 from ml_collections import ConfigDict
 
+from opt_jax.configuration import choose
+
 LETTERS = ("<pad>", "|", "'", *"abcdefghijklmnopqrstuvwxyz")  # index 0 is CTC's blank, '|' is the space
 # The alphabet of the published English fine-tunings, in their order.
 PUBLISHED_LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
@@ -16,24 +18,7 @@ PUBLISHED_LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYP
 def get_config(variant: str = "tiny") -> ConfigDict:
     """`variant`: 'tiny', 'base' or 'large' -> ConfigDict(model, batches, ssl, ctc)."""
     config = ConfigDict(dict(model=_base_model(), batches=_batches(), ssl=_ssl(), ctc=_ctc()))
-    if variant == "large":
-        config.model.update(
-            dict(
-                conv_bias=True,
-                feature_norm="layer",
-                stable_layer_norm=True,
-                hidden_size=1024,
-                num_layers=24,
-                num_heads=16,
-                intermediate_size=4096,
-                layerdrop=0.1,
-            )
-        )
-        config.ssl.update(dict(codevector_dim=768, projection_dim=768, temperature_end=0.1))
-    elif variant == "tiny":
-        _make_tiny(config)
-    elif variant != "base":
-        raise ValueError(f"wav2vec2 variant: expected 'tiny', 'base' or 'large', found {variant!r}")
+    choose(variant, dict(tiny=_make_tiny, base=lambda config: None, large=_make_large))(config)
     return config
 
 
@@ -133,6 +118,22 @@ def _ctc():
             checkpoint_every=5000,
         ),
     )
+
+
+def _make_large(config):
+    config.model.update(
+        dict(
+            conv_bias=True,
+            feature_norm="layer",
+            stable_layer_norm=True,
+            hidden_size=1024,
+            num_layers=24,
+            num_heads=16,
+            intermediate_size=4096,
+            layerdrop=0.1,
+        )
+    )
+    config.ssl.update(dict(codevector_dim=768, projection_dim=768, temperature_end=0.1))
 
 
 def _make_tiny(config):
