@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from opt_jax.encoders.frozen import FrozenEncoderError, digest
+
 DECAYS = ("linear", "cosine", "constant")
 
 
@@ -46,6 +48,13 @@ def get(config, field: str):
 def parameters(config, field: str, remedy: str) -> Iterator[str]:
     """A directory of parameters, if one is named, must be there and whole."""
     directory = get(config, field)
+    if not directory:
+        return
     for file in ("model.safetensors", "config.json", "model.sha256"):
-        if directory and not (Path(directory) / file).is_file():
+        if not (Path(directory) / file).is_file():
             yield f"config.{field}: there is no {Path(directory) / file}; {remedy}"
+            return
+    try:
+        digest(directory)
+    except FrozenEncoderError as error:
+        yield f"config.{field}: {error}"

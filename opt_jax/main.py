@@ -179,12 +179,13 @@ def planned(config: ConfigDict) -> tuple[tuple[str, str], str, int]:
     from opt_jax.encoders.frozen import FrozenEncoderError
     from opt_jax.encoders.tokenizer import TokenizerError
     from opt_jax.encoders.wav2vec2_batches import NoUsableClipsError
+    from opt_jax.state import InitialParametersError
     from opt_jax.tasks.input_sets import InputSetError
     from opt_jax.trained import WorkdirError
 
     training = (checkpoints.FingerprintMismatch, checkpoints.DamagedCheckpoint, window.NonFiniteError)
     data = (SourceError, CacheError, FrozenEncoderError, TokenizerError, NoUsableClipsError)
-    return (ConfigError, StageMismatch, *training, *data, WorkdirError, InputSetError)
+    return (ConfigError, StageMismatch, *training, *data, WorkdirError, InputSetError, InitialParametersError)
 
 
 def refuse(error: Exception) -> None:

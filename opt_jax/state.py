@@ -18,6 +18,10 @@ LARGEST_LOSS_SCALE = 2.0**24
 GOOD_STEPS_TO_DOUBLE = 2000
 
 
+class InitialParametersError(ValueError):
+    """Parameters to start from are not those of the model."""
+
+
 @struct.dataclass
 class State:
     """step counts finished steps, skipped ones too. All counters are int32 scalars, loss_scale is float32."""
@@ -64,8 +68,8 @@ def shardings(
 def with_initial(params: Any, initial: Mapping[str, Any], name: str) -> Any:
     """`params` with every leaf that `initial` has under the same path taken from there.
 
-    Prints a table of what is given and what stays fresh. Raises ValueError when a shape differs, naming the
-    path, or when nothing matches at all. Dtypes and shardings stay those of `params`.
+    Prints a table of what is given and what stays fresh. Raises InitialParametersError when a shape differs,
+    naming the path, or when nothing matches at all. Dtypes and shardings stay those of `params`.
     """
     given = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(initial)[0]}
     fresh_paths, groups = [], {}
@@ -79,14 +83,18 @@ def with_initial(params: Any, initial: Mapping[str, Any], name: str) -> Any:
             return leaf
         found = np.asarray(given.pop(path))
         if found.shape != leaf.shape:
-            raise ValueError(f"{name}: {path} is {leaf.shape} in the model, {found.shape} in initial_params")
+            raise InitialParametersError(
+                f"{name}: {path} is {leaf.shape} in the model, {found.shape} in initial_params; give the"
+                " model that size, or choose others to start from"
+            )
         return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
 
     total, offered = len(jax.tree.leaves(params)), len(given)
     merged = jax.tree_util.tree_map_with_path(choose, params)
     if len(fresh_paths) == total:
-        raise ValueError(
-            f"{name}: no initial parameter matches; given {sorted(given)[:3]}, wanted {fresh_paths[:3]}"
+        raise InitialParametersError(
+            f"{name}: no initial parameter matches; given {sorted(given)[:3]}, wanted {fresh_paths[:3]};"
+            " choose others to start from"
         )
     print(f"{name}: {total - len(fresh_paths)} of {total} parameters start from the {offered} given")
     for path, counts in groups.items():

@@ -1,16 +1,17 @@
 """Judges a configuration before anything long starts: every problem at once, each with a way out."""
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from opt_jax.checks import DECAYS, below_one, get, not_negative, one_of, parameters, positive, probability
+from opt_jax.checks import DECAYS, below_one, get, not_negative, one_of, positive, probability
 from opt_jax.configuration import ConfigError
+from opt_jax.data.spoken_scenes.scene import MAX_OBJECTS
 from opt_jax.encoders.validation import check_batches, check_encoders
+from opt_jax.initial import check_initial
 from opt_jax.stages import DONE
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -28,7 +29,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
       ConfigError: one line for each problem.
     """
     num_devices = jax.device_count() if num_devices is None else num_devices
-    checks = (_data, check_encoders, _lengths, _model, _initial, _objectives, _training, _evaluation)
+    checks = (_data, check_encoders, _lengths, _model, check_initial, _objectives, _training, _evaluation)
     problems = [problem for check in checks for problem in check(config)]
     problems += [*_mesh(config, num_devices), *check_batches(config, num_devices)]
     if problems:
@@ -40,28 +41,16 @@ def _data(config) -> Iterator[str]:
     yield from not_negative(config, "seed", "data.copies")
     scenes = ("train", "validation", "test", "image_size", "max_objects", "shard_size")
     yield from positive(config, *(f"data.spoken_scenes.{field}" for field in scenes))
+    if config.data.source == "spoken_scenes" and config.data.spoken_scenes.max_objects > MAX_OBJECTS:
+        yield (
+            f"config.data.spoken_scenes.max_objects is {config.data.spoken_scenes.max_objects}; a picture has"
+            f" room for {MAX_OBJECTS} at most"
+        )
     if config.data.source == "manifest" and not config.data.manifest:
         yield "config.data.manifest is empty; name your data: --config.data.manifest=data/mine"
     made = (Path(config.workdir) / "data" / DONE).exists()
     if config.data.source == "spoken_scenes" and not made and not importlib.util.find_spec("espeakng_loader"):
         yield "config.data.source 'spoken_scenes' needs a speech synthesizer: pip install -e '.[demo]'"
-
-
-def _initial(config) -> Iterator[str]:
-    field, directory = "initial_parameters", config.initial_parameters
-    missing = list(parameters(config, field, "name what the converter made, or '' to start fresh"))
-    yield from missing
-    if missing or not directory:
-        return
-    given = json.loads((Path(directory) / "config.json").read_text())
-    if given.pop("vocab_size", 0) and config.encoders.tokenizer.kind != "pretrained":
-        yield (
-            f"config.{field} has words of its own; set config.encoders.tokenizer.kind to 'pretrained', and"
-            " encoders.tokenizer.name to their tokenizer"
-        )
-    for name, value in given.items():
-        if name in config.model and config.model[name] != value:
-            yield f"config.model.{name} is {config.model[name]}, config.{field} has {value}; set it to that"
 
 
 def _lengths(config) -> Iterator[str]:

@@ -21,6 +21,8 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as safetensors_bytes
 
 _MODEL, _CONFIG, _METRICS, _HASH = "model.safetensors", "config.json", "metrics.json", "model.sha256"
+# What only the configuration of this encoder has.
+TELLING = {"detector": "anchor_sizes", "wav2vec2": "conv_kernel", "dvae": "n_blk_per_group"}
 
 
 class FrozenEncoderError(ValueError):
@@ -83,6 +85,15 @@ def digest(directory) -> str:
     return state.hexdigest()
 
 
+def check_kind(name: str, config: Mapping) -> None:
+    """Raises FrozenEncoderError where a configuration is not that of the encoder `name` (see `TELLING`)."""
+    if TELLING[name] not in config:
+        raise FrozenEncoderError(
+            f"what was given as the {name} is none: its config.json has no {TELLING[name]!r}, it has"
+            f" {', '.join(sorted(config)[:4])}..."
+        )
+
+
 def _flatten(tree: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
     flat = {}
     for key in sorted(tree, key=str):
@@ -119,11 +130,16 @@ def _verified_model(directory: Path) -> bytes:
 def load_config(directory: Path) -> dict:
     """The configuration in a frozen encoder's directory. Raises FrozenEncoderError."""
     try:
-        return json.loads(_read(directory / _CONFIG))
+        config = json.loads(_read(directory / _CONFIG))
     except ValueError as error:
         if isinstance(error, FrozenEncoderError):
             raise
-        raise FrozenEncoderError(f"{directory / _CONFIG} is not valid JSON: {error}") from error
+        raise FrozenEncoderError(
+            f"{directory / _CONFIG} is not valid JSON ({error}); make the encoder again"
+        ) from error
+    if not isinstance(config, dict):
+        raise FrozenEncoderError(f"{directory / _CONFIG} holds no fields; make the encoder again")
+    return config
 
 
 def _read(path: Path) -> bytes:

@@ -15,6 +15,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'-"
+SMALLEST = len(SPECIAL_TOKENS) + 2 * len(_LETTERS)
+"""Tokens of a vocabulary without a single word: each letter at the start of a word, and within one."""
 
 
 class TokenizerError(ValueError):
@@ -115,8 +117,11 @@ def load_tokenizer(directory_or_name) -> Tokenizer:
 
 def _read(path: Path) -> tokenizers.Tokenizer:
     if path.name.endswith(".txt"):
-        vocabulary = {token: i for i, token in enumerate(path.read_text("utf-8").rstrip("\n").split("\n"))}
-        return _from_vocabulary(vocabulary, str(path))
+        try:
+            tokens = path.read_text("utf-8").rstrip("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{path} is no vocabulary, a text with a token a line: {error}") from error
+        return _from_vocabulary({token: i for i, token in enumerate(tokens)}, str(path))
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -127,9 +132,10 @@ def _from_hub(name: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_pretrained(name)
     except Exception as error:  # whatever the hub client raises, without a network or for an unknown name
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise TokenizerError(
             f"tokenizer {name!r} is no file or directory here, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}: {error}). Without a network, copy the model's vocab.txt or "
+            f"({type(error).__name__}: {reason}). Without a network, copy the model's vocab.txt or "
             "tokenizer.json into a directory and give that directory's path instead of the name."
         ) from error
 

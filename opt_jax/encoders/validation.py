@@ -1,9 +1,12 @@
 """Judges the part `encoders` of a configuration: what their training, or use, would stumble over later."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from opt_jax.checks import DECAYS, get, one_of, parameters, positive
+from opt_jax.checks import DECAYS, get, not_negative, one_of, parameters, positive
 from opt_jax.data.spoken_scenes.scene import CLASS_NAMES
+from opt_jax.encoders.frozen import FrozenEncoderError, check_kind, load_config
+from opt_jax.encoders.tokenizer import SMALLEST, TokenizerError, load_tokenizer
 
 ENCODERS = ("detector", "wav2vec2", "dvae")
 
@@ -24,12 +27,45 @@ def check_encoders(config) -> Iterator[str]:
             "config.encoders.regions is 'detector', which is trained on boxes, and config.data.manifest has"
             " none; set it to 'grid', or config.encoders.detector.pretrained to a detector"
         )
-    yield from one_of(config, "encoders.tokenizer.kind", ("train", "pretrained"))
-    yield from positive(config, "encoders.tokenizer.vocab_size")
+    yield from _tokenizer(config)
     for name in ENCODERS:
-        field = f"encoders.{name}.pretrained"
-        yield from parameters(config, field, "name the directory of a frozen encoder, or '' to train one")
+        yield from _frozen(config, name)
     yield from _recipes(config)
+
+
+def _tokenizer(config) -> Iterator[str]:
+    yield from one_of(config, "encoders.tokenizer.kind", ("train", "pretrained"))
+    words = config.encoders.tokenizer
+    if words.kind == "train" and words.vocab_size < SMALLEST:
+        yield (
+            f"config.encoders.tokenizer.vocab_size is {words.vocab_size}; the special tokens and single"
+            f" letters alone are {SMALLEST}, raise it above that"
+        )
+    if words.kind == "pretrained":
+        try:
+            load_tokenizer(words.name)
+        except TokenizerError as error:
+            yield f"config.encoders.tokenizer.name: {error}"
+
+
+def _frozen(config, name: str) -> Iterator[str]:
+    """A frozen encoder that is named must be there, whole, of this kind, and say how it is built."""
+    field = f"encoders.{name}.pretrained"
+    problems = list(parameters(config, field, "name the directory of a frozen encoder, or '' to train one"))
+    yield from problems
+    if problems or not get(config, field):
+        return
+    directory = Path(get(config, field))
+    given = load_config(directory)
+    try:
+        check_kind(name, given)
+    except FrozenEncoderError as error:
+        yield f"config.{field}: {error}"
+        return
+    needed = [*config.encoders[name].model, *(("image_size", "code_grid") if name == "dvae" else ())]
+    if missing := [part for part in needed if part not in given]:
+        path, names = directory / "config.json", ", ".join(missing)
+        yield f"config.{field}: {path} has no {names}; make the encoder again"
 
 
 def _recipes(config) -> Iterator[str]:
@@ -40,7 +76,17 @@ def _recipes(config) -> Iterator[str]:
         train = get(config, field)
         sizes = ("steps", "batch_size", "learning_rate")
         yield from positive(config, *(f"{field}.{name}" for name in sizes))
+        # Some recipes leave these to what `opt_jax.train` takes them for.
+        optional = ("log_every", "checkpoint_every")
+        yield from positive(config, *(f"{field}.{name}" for name in optional if name in train))
         yield from one_of(config, f"{field}.decay", DECAYS)
+        if "warmup_steps" in train:
+            yield from not_negative(config, f"{field}.warmup_steps")
+            if train.warmup_steps >= train.steps:
+                yield (
+                    f"config.{field}.warmup_steps is {train.warmup_steps}, of {train.steps} steps: the rate"
+                    " would never reach learning_rate; lower it"
+                )
         if embedded and train.batch_size > config.data.spoken_scenes.train:
             yield (
                 f"config.{field}.batch_size is {train.batch_size}, more than"
@@ -71,6 +117,8 @@ def _recipes(config) -> Iterator[str]:
                 f"config.encoders.wav2vec2.model.num_heads is {wav2vec2.model.num_heads}, which does not"
                 f" divide hidden_size {wav2vec2.model.hidden_size}"
             )
+        counts = ("pool_batches", "evaluation_batch_size", "letters_per_second")
+        yield from positive(config, *(f"encoders.wav2vec2.batches.{name}" for name in counts))
         speeds = wav2vec2.batches.speeds
         if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
             yield f"config.encoders.wav2vec2.batches.speeds is {speeds}; give numbers from 0.5 to 2"

@@ -27,6 +27,7 @@ THIRD = 0.36
 # Two objects stand in a relation only if the offset along its axis exceeds the other offset by this factor.
 DOMINANCE = 1.3
 _COUNT_PROBABILITIES = (0.05, 0.20, 0.30, 0.25, 0.20)
+MAX_OBJECTS = len(_COUNT_PROBABILITIES)
 _MAX_ANGLE = {"square": 14, "triangle": 14, "star": 36, "cross": 14}
 _PLACEMENT_TRIES = 60
 
@@ -97,8 +98,8 @@ class Scene:
         return tuple(sorted(o.detector_class - 1 for o in self.objects))
 
 
-def draw_scene(rng: np.random.Generator, image_size: int, max_objects: int = 5) -> Scene:
-    """Draws one to `max_objects` objects, mostly two or more."""
+def draw_scene(rng: np.random.Generator, image_size: int, max_objects: int = MAX_OBJECTS) -> Scene:
+    """Draws one to `max_objects` objects (at most `MAX_OBJECTS`), mostly two or more."""
     weights = np.array(_COUNT_PROBABILITIES[:max_objects])
     count = 1 + int(np.searchsorted(np.cumsum(weights / weights.sum()), rng.random()))
     while True:
