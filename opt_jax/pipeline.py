@@ -29,7 +29,8 @@ from opt_jax.data.augmentation import Augmented, with_copies
 from opt_jax.data.loader import Loader, LoaderConfig
 from opt_jax.data.mixture import row_weights
 from opt_jax.data.sources import open_splits
-from opt_jax.data.triplet import Source, SourceError
+from opt_jax.data.splits import check_splits, too_few
+from opt_jax.data.triplet import Source
 from opt_jax.encoders.dvae_training import train_dvae
 from opt_jax.encoders.faster_rcnn_training import train_detector
 from opt_jax.encoders.frozen import digest, load_frozen
@@ -68,7 +69,7 @@ def make_sources(config, workdir: Path) -> dict:
     """The raw triplets by split; Spoken Scenes are generated, others are opened where they are."""
     if config.data.source == "manifest":
         sources = open_splits(config.data.manifest)
-        check_splits(sources, config.train.batch_size)
+        check_splits(sources, config.train.batch_size, bool(config.train.validate_every))
         counts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
         classes = len(sources["train"].class_names)
         print(f"data: {config.data.manifest}: {counts} rows, {classes} classes", flush=True)
@@ -86,32 +87,6 @@ def make_sources(config, workdir: Path) -> dict:
         collective=False,
     )
     return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
-
-
-def check_splits(sources: Mapping[str, Source], batch_size: int) -> None:
-    """Raises SourceError for splits that training or evaluation would stumble over, hours later."""
-    for split, source in sources.items():
-        if not len(source):
-            raise SourceError(f"the {split} split has no rows; give it a list, or hold more out (hold_out=N)")
-        if "text" not in source.modalities or len(source.modalities) < 2:
-            found = ", ".join(sorted(source.modalities)) or "nothing usable"
-            raise SourceError(f"the {split} split has {found}; it needs texts with pictures or recordings")
-        if extra := set(source.modalities) - set(sources["train"].modalities):
-            found = ", ".join(sorted(extra))
-            raise SourceError(f"the {split} split has {found}, which the train split has not")
-    if short := too_few(len(sources["train"]), row_weights(sources["train"]), batch_size):
-        raise SourceError(f"the train split has {short}")
-
-
-def too_few(rows: int, weights: np.ndarray | None, batch_size: int) -> str:
-    """What to say where so many rows, or their weighted visits, do not fill a batch; else ''."""
-    visits = rows if weights is None else int(weights.sum())
-    if visits >= batch_size:
-        return ""
-    return (
-        f"{visits} rows, which do not fill a batch; set config.train.batch_size, which is {batch_size}, to"
-        " that at most"
-    )
 
 
 def make_tokenizer(config, workdir: Path, sources: dict):

@@ -48,6 +48,9 @@ def config_of(folder, workdir):
     config = smallest_config(workdir, "manifest")
     config.data.manifest = str(folder)
     config.data.copies = 1
+    encoders = config.encoders
+    for recipe in (encoders.dvae.start, encoders.dvae, encoders.wav2vec2.ssl, encoders.wav2vec2.ctc):
+        recipe.train.warmup_steps = 0
     config.loader.update(text_lengths=(16,), audio_lengths=(64,))
     config.evaluation.update(probe_train=16, pool_size=100)
     validate(config, 1)
@@ -91,6 +94,12 @@ def test_too_few_rows_for_a_batch_are_told_before_anything_is_trained(tmp_path):
         write_split(tmp_path / "data", split, 6, gaps=False)
     with pytest.raises(SourceError, match="the train split has 6 rows, which do not fill a batch"):
         pipeline.run(config_of(tmp_path / "data", tmp_path / "run"), tmp_path / "run")
+    for split, count in (("train", 8), ("validation", 6), ("test", 6)):
+        write_split(tmp_path / "more", split, count, gaps=False)
+    config = config_of(tmp_path / "more", tmp_path / "run")
+    config.train.validate_every = 2
+    with pytest.raises(SourceError, match="the validation split has 6 rows, .*validate_every to 0"):
+        pipeline.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "encoders").exists()
 
 
