@@ -66,7 +66,7 @@ def test_interrupted_generation_resumes_to_the_same_bytes(world, tmp_path, monke
 def test_a_failing_shard_says_why(tmp_path):
     config = _config()
     config.voices.train = ("en-us+m1", "en-us+nobody")
-    with pytest.raises(RuntimeError, match="(?s)train.array_record-00000.*no voice 'en-us.nobody'"):
+    with pytest.raises(SourceError, match="train.array_record-00000.*no voice 'en-us.nobody'.*mend that"):
         generate(tmp_path, config, seed=0, processes=1)
 
 

@@ -24,6 +24,7 @@ from opt_jax.data.spoken_scenes.scene import CLASS_NAMES
 from opt_jax.data.spoken_scenes.sentences import SPLITS
 from opt_jax.data.spoken_scenes.shard import ShardTask, record_path, write_json
 from opt_jax.data.spoken_scenes.source import SpokenScenes
+from opt_jax.data.triplet import SourceError
 from opt_jax.metrics_log import progress
 
 GENERATOR_VERSION = 1
@@ -66,7 +67,7 @@ def generate(
     Raises:
       ModuleNotFoundError: espeakng-loader is not installed.
       ValueError: a split is empty or shares voices with training, or `directory` holds other data.
-      RuntimeError: a shard's process failed.
+      SourceError: a shard's process failed.
     """
     speech.load_espeak()
     for split in SPLITS:
@@ -159,7 +160,7 @@ def _make_shards(tasks: list[ShardTask], processes: int) -> None:
             for process in list(running):
                 process.terminate()
     if failures:
-        raise RuntimeError(failures[0])
+        raise SourceError(failures[0])
 
 
 def _run_process(task: ShardTask, running: set[subprocess.Popen]):
@@ -186,8 +187,12 @@ def _run_process(task: ShardTask, running: set[subprocess.Popen]):
         running.discard(process)
         if process.returncode != 0:
             errors.seek(0)
-            why = errors.read()[-2000:]
-            yield done, f"making {task.path} failed (exit status {process.returncode}):\n{why}"
+            # The last line of a traceback is the error itself.
+            why = errors.read().strip().rpartition("\n")[2] or "it said nothing, as when it is killed"
+            yield done, (
+                f"making {task.path} failed (exit status {process.returncode}): {why}; mend that and run the"
+                " same command again, which keeps the finished shards"
+            )
 
 
 def _read_record(task: ShardTask) -> dict | None:
