@@ -243,7 +243,10 @@ def train(
             last = number == config.steps
             overdue = time.monotonic() - saved_at > config.checkpoint_minutes * 60
             stop, overdue = agreed(max(signals, default=0), overdue, ask=number % config.log_every == 0)
-            if last or stop or number % config.log_every == 0:
+            # Not at every step: it is a transfer from the device. The next log line may be far off.
+            looks = number % config.max_nonfinite == 0
+            fails = looks and window.failures_in_a_row() >= config.max_nonfinite
+            if last or stop or fails or number % config.log_every == 0:
                 values, failures = window.take()
                 log.write(number, values)
                 losses = ", ".join(f"{key} {values[key]:.4g}" for key in (*sorted(task.weights), "total"))

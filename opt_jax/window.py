@@ -60,6 +60,11 @@ class Window:
         self.timed += number
         self._completed_at = now
 
+    def failures_in_a_row(self) -> int:
+        """Up to the newest step that is known to be complete: asking waits for none that is queued."""
+        complete = len(self._measures) - len(self._in_flight)
+        return int(self._measures[complete - 1]["consecutive"]) if complete else 0
+
     def take(self) -> tuple[dict[str, float], list[tuple[int, int, int]]]:
         """(values of the log line, failures), and starts a new window. Waits for the steps queued.
 
