@@ -202,6 +202,8 @@ def weights(exported: Exported, config: Mapping, dtype: str) -> tuple[list[Plann
     statistics = {f"embedder.{name}": getattr(exported.statistics, name) for name in opt.STATISTICS}
     lines = opt.table(config)
     tensors = planned(lines, shapes, dtype)
-    tensors += [Planned(name, array.shape, dtype) for name, array in statistics.items()]
+    # A mean may be many deviations: rounded to a half dtype it would move what is standardised.
+    wide = "float64" if dtype == "float64" else "float32"
+    tensors += [Planned(name, array.shape, wide) for name, array in statistics.items()]
     leaves = numbers(lines, shapes, lambda path: np.asarray(found[path]))
     return tensors, itertools.chain(leaves, map(np.asarray, statistics.values()))

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers_opt_jax import KeysValues, attention_bias, make_final_norm, make_layers
+from .layers_opt_jax import KeysValues, at_least_float32, attention_bias, make_final_norm, make_layers
 
 
 class Decoder(nn.Module):
     """P(symbol_i | symbols_<i, M). A sequence starts with a learned vector, no symbol of the vocabulary.
 
     The output is tied to the table of embeddings [size, D]. That of image codes is `symbols`; the text
-    decoder is given the words of the text embedder as `table`.
+    decoder is given the words of the text embedder as `table`. Logits have at least float32.
     """
 
     def __init__(self, config, part: dict, size: int, length: int, own_table: bool):
@@ -78,4 +78,4 @@ class Decoder(nn.Module):
         for layer, layer_memory, layer_past in zip(self.layers, memory, past, strict=True):
             x, keys_values = layer(x, bias, layer_memory, memory_bias, layer_past)
             present.append(keys_values)
-        return functional.linear(self.final_norm(x), table, self.output_bias), present
+        return at_least_float32(functional.linear(self.final_norm(x), table, self.output_bias)), present

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers_opt_jax import attention_bias, make_final_norm, make_layers
+from .layers_opt_jax import at_least_float32, attention_bias, make_final_norm, make_layers
 
 MODALITIES = ("text", "image", "audio")
 TEXT, IMAGE, AUDIO, CLS = range(4)  # groups of positions; [CLS] belongs to no modality
@@ -21,6 +21,9 @@ class Embedder(nn.Module):
 
     Features come as the frozen encoders give them, and are standardised here by the mean and the deviation of
     the training data. A masked one is replaced by a learned vector.
+
+    Both stay in float32 where the model is loaded with a half `dtype`, as a mean may be many deviations;
+    `model.to(dtype)` would round them.
     """
 
     def __init__(self, config):
@@ -80,13 +83,14 @@ def first(positions: nn.Embedding, number: int, name: str) -> Tensor:
 
 
 def standardised(features: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """(features - mean) / deviation, in at least float32, then in the dtype of the model."""
-    wide = features.to(torch.promote_types(mean.dtype, torch.float32))
-    return ((wide - mean) / deviation).to(mean.dtype)
+    """(features - mean) / deviation, in at least float32."""
+    return (at_least_float32(features) - mean) / deviation
 
 
 def hidden(features: Tensor, masked: Tensor | None, mask_embedding: Tensor) -> Tensor:
-    """features [B, N, F] with the learned [1, F] in place of those that are `masked` [B, N]."""
+    """features [B, N, F] with the learned [1, F], in whose dtype they come back, in place of those that are
+    `masked` [B, N]."""
+    features = features.to(mask_embedding.dtype)
     return features if masked is None else torch.where(masked.bool()[..., None], mask_embedding, features)
 
 

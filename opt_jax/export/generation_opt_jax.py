@@ -32,7 +32,7 @@ def search(
     Returns: ids [B, max_length] (the end symbol, then pad_id), log-probability [B].
     """
     logits, past = step(None, None)
-    logits, size = at_least_float32(logits), logits.shape[-1]
+    size = logits.shape[-1]
     rows = torch.arange(batch, device=logits.device)
     never = logits.new_full((batch,), NEVER)
     ids = torch.full((batch, num_beams, max_length), pad_id, device=logits.device)
@@ -74,7 +74,6 @@ def search(
         source = (rows[:, None] * num_beams + parent).flatten()
         past = [(keys[source], values[source]) for keys, values in past]
         logits, past = step(symbol.flatten(), past)
-        logits = at_least_float32(logits)
     # A row that ran out of positions may also give what has not ended.
     counts = (finished < num_beams)[:, None].expand_as(log_probs)
     ids, log_prob, _ = better(best, ids, log_probs, counts)
@@ -111,7 +110,7 @@ def sample(
     for position in range(length):
         last = symbol.repeat(2) if guidance and symbol is not None else symbol
         logits, past = step(last, past)
-        guided = logits = at_least_float32(logits)
+        guided = logits
         if guidance:
             logits, unshown = logits.chunk(2)
             guided = logits + guidance * (logits - unshown)
@@ -161,7 +160,3 @@ def counted(name: str, value, default: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}, expected a whole number from 1 on")
     return int(value)
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -21,6 +21,11 @@ def attention_bias(allowed: Tensor) -> Tensor:
     return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, MASKED_LOGIT)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """As logits and predictions leave the model, so that losses and scores are not rounded."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Attention(nn.Module):
     """Attention with H heads of positions x to keys and values, which may be those of x itself."""
 

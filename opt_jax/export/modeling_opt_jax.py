@@ -31,6 +31,7 @@ from .encoder_opt_jax import (
     masked_mean,
 )
 from .generation_opt_jax import counted, padded_after, sample, search
+from .layers_opt_jax import at_least_float32
 
 NUM_MATCHING_CLASSES = 5
 IGNORED = -100  # label of a position without loss
@@ -38,7 +39,7 @@ IGNORED = -100  # label of a position without loss
 
 @dataclass
 class OptJaxOutput(ModelOutput):
-    """What the model makes of its inputs; None for what was not asked for.
+    """What the model makes of its inputs; None for what was not asked for. Logits have at least float32.
 
     Attributes:
       loss: of `labels` and `image_codes`, each the mean over its symbols, added.
@@ -90,6 +91,7 @@ class OptJaxModel(PreTrainedModel):
     config_class = OptJaxConfig
     main_input_name = "input_ids"
     _no_split_modules = ["Layer"]
+    _keep_in_fp32_modules_strict = ["region_mean", "region_deviation", "audio_mean", "audio_deviation"]
     _supports_sdpa = True
 
     def __init__(self, config: OptJaxConfig):
@@ -199,32 +201,31 @@ class OptJaxModel(PreTrainedModel):
 
     def word_logits(self, x: Tensor) -> Tensor:
         """[..., W] of M [..., D] at masked words."""
-        return functional.linear(
-            self.heads.transform("word", x), self.embedder.words.weight, self.heads.word_bias
-        )
+        x, words = self.heads.transform("word", x), self.embedder.words.weight
+        return at_least_float32(functional.linear(x, words, self.heads.word_bias))
 
     def region_predictions(self, x: Tensor) -> Tensor:
         """Standardised features [..., F] of M [..., D] at masked regions."""
-        projection = self.embedder.region_projection.weight
-        return functional.linear(self.heads.transform("region", x), projection.T, self.heads.region_bias)
+        x, projection = self.heads.transform("region", x), self.embedder.region_projection.weight
+        return at_least_float32(functional.linear(x, projection.T, self.heads.region_bias))
 
     def frame_predictions(self, x: Tensor) -> Tensor:
         """Standardised features [..., F] of M [..., D] at masked audio positions."""
-        projection = self.embedder.audio_projection.weight
-        return functional.linear(self.heads.transform("frame", x), projection.T, self.heads.frame_bias)
+        x, projection = self.heads.transform("frame", x), self.embedder.audio_projection.weight
+        return at_least_float32(functional.linear(x, projection.T, self.heads.frame_bias))
 
     def region_class_logits(self, x: Tensor) -> Tensor:
         """[..., 1 + classes] of M [..., D] at masked regions; 0 is the background."""
-        return self.heads.classes(self.heads.transform("region_class", x))
+        return at_least_float32(self.heads.classes(self.heads.transform("region_class", x)))
 
     def matching_logits(self, memory: Tensor) -> Tensor:
         """[B, 5] of M [B, S, D]; see `OptJaxOutput`."""
-        return self.heads.matching(memory[:, 0])
+        return at_least_float32(self.heads.matching(memory[:, 0]))
 
     def class_logits(self, memory: Tensor, valid: Tensor, groups: Tensor) -> Tensor:
         """[B, C] of the fine-tuned classifier, linear in M at [CLS] and in its mean over each modality."""
         means = [masked_mean(memory, valid & (groups == group)) for group in (TEXT, IMAGE, AUDIO)]
-        return self.classifier(torch.cat([memory[:, 0], *means], -1))
+        return at_least_float32(self.classifier(torch.cat([memory[:, 0], *means], -1)))
 
     # --- decoders ------------------------------------------------------------------------------------------
 
