@@ -156,9 +156,6 @@ def describe(config: ConfigDict, workdir: Path) -> str:
     return "\n".join(lines)
 
 
-def expected_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message tells the user what to do; imported only when something was raised."""
-    from opt_jax import checkpoints, window
 def planned(config: ConfigDict) -> tuple[tuple[str, str], str, int]:
     """((what is trained, in which way), name of the training's stage, its steps)."""
     if config.get("task") == "ablation":
@@ -174,6 +171,9 @@ def planned(config: ConfigDict) -> tuple[tuple[str, str], str, int]:
     return (what, f"{model}; {work} triplets"), "pretrain", config.train.steps
 
 
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message tells the user what to do; imported only when something was raised."""
+    from opt_jax import checkpoints, window
     from opt_jax.cache.manifest import CacheError
     from opt_jax.data.triplet import SourceError
     from opt_jax.encoders.frozen import FrozenEncoderError

@@ -197,6 +197,8 @@ def test_the_margin_is_between_each_pair_and_its_negatives(pretrained, monkeypat
         (dict(label_smoothing=2.0), "config.label_smoothing is 2.0"),
         (dict(dropout=1.0), "config.dropout"),
         (dict(task="vqa"), "config.data.kind is 'pretraining'"),
+        (dict(predicted_step_seconds=-1.0), "config.predicted_step_seconds is -1.0"),
+        (dict(evaluation=dict(document_frequencies="gone.json")), "frequencies: gone.json: no document freq"),
     ],
 )
 def test_bad_configurations_are_told(pretrained, change, message):
@@ -209,25 +211,11 @@ def test_bad_configurations_are_told(pretrained, change, message):
 def test_data_that_are_not_the_cache_s_any_more_are_refused(pretrained, tmp_path, monkeypatch):
     found = pipeline.make_sources(load_trained(pretrained).config, pretrained)["test"].fingerprint()
     changed = property(lambda self: lambda: found | {"count": 21})
-        (dict(predicted_step_seconds=-1.0), "config.predicted_step_seconds is -1.0"),
-        (dict(evaluation=dict(document_frequencies="gone.json")), "frequencies: gone.json: no document freq"),
     monkeypatch.setattr("opt_jax.data.spoken_scenes.SpokenScenes.fingerprint", changed)
     with pytest.raises(CacheError, match="count: "):
         finetuning.run(smallest_task("captioning", pretrained, tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("inputs", [("I",), ("I", "I+A")])
-def test_there_is_no_transcript_without_speech(pretrained, tmp_path, inputs):
-    config = smallest_task("speech_recognition", pretrained, tmp_path)
-    config.inputs = inputs
-    with pytest.raises(InputSetError, match="without A"):
-        finetuning.run(config, tmp_path)
-
-
-def test_a_fine_tuning_is_no_pretraining(tmp_path):
-    (tmp_path / "config.json").write_text('{"task": "captioning"}')
-    with pytest.raises(WorkdirError, match="that of a captioning"):
-        load_trained(tmp_path)
 def test_until_something_is_trained_the_configuration_is_the_last_that_was_accepted(
     pretrained, tmp_path, monkeypatch
 ):
@@ -252,6 +240,18 @@ def test_until_something_is_trained_the_configuration_is_the_last_that_was_accep
     assert attempt(KeyboardInterrupt, train=dict(learning_rate=0.125)) == 0.25  # which trained what is there
 
 
+@pytest.mark.parametrize("inputs", [("I",), ("I", "I+A")])
+def test_there_is_no_transcript_without_speech(pretrained, tmp_path, inputs):
+    config = smallest_task("speech_recognition", pretrained, tmp_path)
+    config.inputs = inputs
+    with pytest.raises(InputSetError, match="without A"):
+        finetuning.run(config, tmp_path)
+
+
+def test_a_fine_tuning_is_no_pretraining(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": "captioning"}')
+    with pytest.raises(WorkdirError, match="that of a captioning"):
+        load_trained(tmp_path)
 
 
 def test_a_missing_step_is_told(pretrained, tmp_path):
