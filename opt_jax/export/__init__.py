@@ -10,6 +10,7 @@ MODELING_FILES = (
     "encoder_opt_jax.py",
     "generation_opt_jax.py",
     "layers_opt_jax.py",
+    "losses_opt_jax.py",
     "modeling_opt_jax.py",
 )
 PROCESSING_FILES = (

@@ -2,6 +2,8 @@
 
 from transformers import PretrainedConfig
 
+IGNORED = -100  # label of a position without loss
+
 
 class OptJaxConfig(PretrainedConfig):
     """Sizes of the network, and ids of the special tokens.
@@ -9,7 +11,8 @@ class OptJaxConfig(PretrainedConfig):
     Args:
       vocab_size: word pieces. region_size, audio_size: numbers of one region's, one audio position's feature.
       num_region_classes: of the detector, without the background. num_codes: entries of the pictures'
-        codebook. codes_per_image: of one picture. num_classes: of the fine-tuned classifier, 0 for none.
+        codebook. codes_per_image: of one picture. num_classes, or num_labels: of the fine-tuned classifier, 0
+        for none.
       num_layers, num_heads, mlp_size: of the cross-modal encoder.
       text_decoder, image_decoder: {"num_layers", "num_heads", "mlp_size"}; None where it was left out.
       pre_norm: norms before each block; False is BERT's order.
@@ -25,6 +28,7 @@ class OptJaxConfig(PretrainedConfig):
         "num_hidden_layers": "num_layers",
         "num_attention_heads": "num_heads",
         "intermediate_size": "mlp_size",
+        "num_labels": "num_classes",
     }
 
     def __init__(

@@ -8,6 +8,7 @@ words, C classes.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, N, K] each
 
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         return self.output(x.transpose(1, 2).flatten(2))
 
 
-class Layer(nn.Module):
+class Layer(GradientCheckpointingLayer):
     """Self-attention, with `cross` attention to a memory, and a feed-forward block."""
 
     def __init__(self, config, num_heads: int, mlp_size: int, cross: bool):

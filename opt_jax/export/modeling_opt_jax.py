@@ -5,9 +5,13 @@
     ids, log_probability = model.generate_text(output, num_beams=3)
     codes, log_probability = model.generate_image_codes(output, top_k=32)
 
-Any of the three modalities may be left out. Letters of the docstrings are those of `layers_opt_jax`.
+    output = model(region_features=..., region_boxes=..., labels=...)  # output.loss to train by
+
+Any of the three modalities may be left out. All of the model is on one device. Letters of the docstrings are
+those of `layers_opt_jax`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_opt_jax import OptJaxConfig
+from .configuration_opt_jax import IGNORED, OptJaxConfig
 from .decoder_opt_jax import Decoder
 from .encoder_opt_jax import (
     AUDIO,
@@ -32,9 +36,10 @@ from .encoder_opt_jax import (
 )
 from .generation_opt_jax import counted, padded_after, sample, search
 from .layers_opt_jax import at_least_float32
+from .losses_opt_jax import check_classes, check_symbols, class_loss, symbol_loss
 
 NUM_MATCHING_CLASSES = 5
-IGNORED = -100  # label of a position without loss
+TEMPERATURE = 0.07  # of the contrast in fresh weights
 
 
 @dataclass
@@ -42,7 +47,7 @@ class OptJaxOutput(ModelOutput):
     """What the model makes of its inputs; None for what was not asked for. Logits have at least float32.
 
     Attributes:
-      loss: of `labels` and `image_codes`, each the mean over its symbols, added.
+      loss: of `labels` and `image_codes`, each the mean over its symbols, and of `class_labels`, added.
       last_hidden_state: M [B, S, D], positions of text, regions and audio one after another.
       attention_mask: bool [B, S], positions of M that are neither padding nor absent.
       matching_logits: [B, 5]; sigmoids are the probabilities that all match, only picture and speech, only
@@ -90,7 +95,7 @@ class OptJaxModel(PreTrainedModel):
 
     config_class = OptJaxConfig
     main_input_name = "input_ids"
-    _no_split_modules = ["Layer"]
+    supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = ["region_mean", "region_deviation", "audio_mean", "audio_deviation"]
     _supports_sdpa = True
 
@@ -108,6 +113,21 @@ class OptJaxModel(PreTrainedModel):
             self.classifier = nn.Linear(4 * config.hidden_size, config.num_classes)
         self.post_init()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights, for whatever a folder lacks: as of all models of transformers, and of parameters and
+        buffers that no such module holds."""
+        super()._init_weights(module)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if name.endswith(("_bias", "_mean")):
+                nn.init.zeros_(tensor)
+            elif name.endswith("_deviation"):
+                nn.init.ones_(tensor)
+            elif name == "log_temperature":
+                nn.init.constant_(tensor, math.log(TEMPERATURE))
+        if module is self.classifier:
+            # A label in so many is likely: else the first steps go into pushing all of them down.
+            nn.init.constant_(module.bias, -math.log(max(self.config.num_classes - 1, 1)))
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedder.words
 
@@ -124,8 +144,9 @@ class OptJaxModel(PreTrainedModel):
         audio_masked: Tensor | None = None,
         labels: Tensor | None = None,
         image_codes: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        class_labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> OptJaxOutput | tuple:
         """Encodes the modalities that are given, and decodes `labels` and `image_codes` by teacher forcing.
 
@@ -137,20 +158,28 @@ class OptJaxModel(PreTrainedModel):
           *_masked: bool, features to replace by the learned mask.
           labels: int [B, N], a text to write: words and [SEP] without [CLS], -100 behind its end.
           image_codes: int [B, G], the codes of a picture to draw, in raster order; -100 is left out.
-          return_dict: False for a tuple of what the output holds, in its order.
+          class_labels: [B, C], 1 for each class that a row is of; a row of zeros is left out. Needs a
+            classifier: that of a fine-tuning, or a fresh one by from_pretrained(folder, num_labels=C).
+          output_hidden_states, return_dict: by default as the configuration says; return_dict=False asks for
+            a tuple of what the output holds, in its order.
 
-        Raises: ValueError: nothing is given, or labels or image_codes are -100 everywhere.
+        Raises: ValueError: nothing is given; labels, codes or classes have a shape that they cannot have, or
+          are -100 everywhere (which is looked for on the CPU alone).
         """
-        for name, symbols in (("labels", labels), ("image_codes", image_codes)):
-            if symbols is not None and not bool((symbols != IGNORED).any()):
-                raise ValueError(f"{name} are {IGNORED} everywhere, so that there is no loss; leave them out")
+        config = self.config
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
         texts = input_ids, attention_mask
         regions = region_features, region_boxes, region_attention_mask, region_masked
         frames = audio_features, audio_attention_mask, audio_masked
         x, valid, groups = self.embed(texts, regions, frames)
+        check_symbols("labels", labels, len(x), config.max_text_positions)
+        check_symbols("image_codes", image_codes, len(x), config.codes_per_image)
+        check_classes(class_labels, len(x), config.num_classes)
         states = [x] if output_hidden_states else None
         x = self.encoder.align(x, valid, groups, states)
-        embeds = self.encoder.embeddings(x, valid, groups) if self.config.num_alignment_layers else {}
+        embeds = self.encoder.embeddings(x, valid, groups) if config.num_alignment_layers else {}
         memory = self.encoder.fuse(x, valid, groups, states)
         given = dict(zip(MODALITIES, (input_ids, region_features, audio_features), strict=True))
         output = OptJaxOutput(
@@ -163,12 +192,14 @@ class OptJaxModel(PreTrainedModel):
         )
         losses = []
         if labels is not None:
-            symbols = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
+            symbols = labels.masked_fill(labels == IGNORED, config.pad_token_id)
             output.text_logits = self.text_logits(symbols, memory, valid)
-            losses.append(functional.cross_entropy(output.text_logits.mT, labels, ignore_index=IGNORED))
+            losses.append(symbol_loss(output.text_logits, labels))
         if image_codes is not None:
             output.image_logits = self.image_logits(image_codes.clamp(min=0), memory, valid)
-            losses.append(functional.cross_entropy(output.image_logits.mT, image_codes, ignore_index=IGNORED))
+            losses.append(symbol_loss(output.image_logits, image_codes))
+        if class_labels is not None:
+            losses.append(class_loss(output.logits, class_labels))
         output.loss = sum(losses) if losses else None
         return output if return_dict else output.to_tuple()
 
