@@ -40,6 +40,8 @@ from .losses_opt_jax import check_classes, check_symbols, class_loss, symbol_los
 
 NUM_MATCHING_CLASSES = 5
 TEMPERATURE = 0.07  # of the contrast in fresh weights
+SAMPLING = ("temperature", "top_k", "top_p", "generator")
+GENERATION = ("max_length", "num_beams", "length_penalty", "do_sample", *SAMPLING)  # of `generate_text`
 
 
 @dataclass
@@ -279,6 +281,12 @@ class OptJaxModel(PreTrainedModel):
         return decoder(codes, decoder.memory(memory), valid, table)
 
     @torch.no_grad()
+    def generate(self, **inputs) -> Tensor:
+        """Ids [B, max_length] of the text for inputs of `forward`, and options of `generate_text`."""
+        options = {name: inputs.pop(name) for name in GENERATION if name in inputs}
+        return self.generate_text(self(**inputs), **options)[0]
+
+    @torch.no_grad()
     def generate_text(
         self,
         encoded: OptJaxOutput,
@@ -286,17 +294,31 @@ class OptJaxModel(PreTrainedModel):
         num_beams: int = 1,
         length_penalty: float = 1.0,
         do_sample: bool = False,
-        **sampling,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A text for what `forward` made of the inputs: the most likely one found, or one drawn.
 
         Args:
           max_length: word pieces at most, with [SEP]; by default all that the model has positions for.
-          num_beams, length_penalty: see `search`. sampling: temperature, top_k, top_p, generator of `sample`.
+          num_beams, length_penalty: see `search`. do_sample: draws, with the last four as of `sample`.
         Returns: ids [B, max_length] without [CLS], padded behind [SEP]; log-probability [B].
+        Raises: ValueError: a number makes no sense, is beyond the model, or has no effect beside the others.
         """
-        max_length = counted("max_length", max_length, self.config.max_text_positions)
-        num_beams = counted("num_beams", num_beams, 1)
+        most = self.config.max_text_positions
+        max_length, num_beams = counted("max_length", max_length, most), counted("num_beams", num_beams, 1)
+        if max_length > most:
+            raise ValueError(f"max_length is {max_length}; the model has positions for {most}")
+        drawing = dict(zip(SAMPLING, (temperature, top_k, top_p, generator), strict=True))
+        sampling = {name: value for name, value in drawing.items() if value is not None}
+        if sampling and not do_sample:
+            raise ValueError(f"{', '.join(sampling)}: of no effect without do_sample=True")
+        if do_sample and num_beams > 1:
+            raise ValueError("num_beams: of no effect with do_sample=True; leave one of the two out")
+        if num_beams == 1 and length_penalty != 1:
+            raise ValueError("length_penalty: of no effect without several num_beams")
         end_id, pad_id = self.config.sep_token_id, self.config.pad_token_id
         if do_sample:
             options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "end_id": end_id} | sampling
@@ -322,6 +344,8 @@ class OptJaxModel(PreTrainedModel):
         Arguments as of `sample`; top_k=1 takes the most likely code at each cell. guidance is of use to a
         model that was fine-tuned with a part of its rows shown nothing.
         """
+        if generator is not None and noise is not None:
+            raise ValueError("generator: of no effect beside noise; leave one of the two out")
         drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         drawing |= {"generator": generator, "noise": noise, "guidance": guidance}
         encoded = self.with_nothing(encoded) if guidance else encoded
