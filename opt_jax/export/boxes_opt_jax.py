@@ -59,13 +59,15 @@ def anchor_grid(height: int, width: int, stride: int, sizes, ratios, offset: flo
 def suppressed(boxes: Tensor, threshold: float, most: int) -> Tensor:
     """Indices of at most `most` of the boxes [N, 4], best first, that no better kept one overlaps by more
     than the threshold."""
-    alive, kept = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device), []
+    # On the CPU: an accelerator would have to be waited for at each of them.
+    device, boxes = boxes.device, boxes.cpu()
+    alive, kept = torch.ones(len(boxes), dtype=torch.bool), []
     while len(kept) < most and bool(alive.any()):
         best = int(alive.to(torch.uint8).argmax())
         kept.append(best)
         alive &= iou(boxes[best : best + 1], boxes)[0] <= threshold
         alive[: best + 1] = False
-    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+    return torch.tensor(kept, dtype=torch.long, device=device)
 
 
 def survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
