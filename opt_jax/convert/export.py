@@ -201,7 +201,7 @@ def weights(exported: Exported, config: Mapping, dtype: str) -> tuple[list[Plann
         raise DamagedCheckpoint(f"the parameters are not those of the configuration: {', '.join(different)}")
     statistics = {f"embedder.{name}": getattr(exported.statistics, name) for name in opt.STATISTICS}
     lines = opt.table(config)
-    tensors = planned(lines, shapes, dtype)
+    tensors = planned(lines, shapes, dict.fromkeys(shapes, dtype))
     # A mean may be many deviations: rounded to a half dtype it would move what is standardised.
     wide = "float64" if dtype == "float64" else "float32"
     tensors += [Planned(name, array.shape, wide) for name, array in statistics.items()]

@@ -1,8 +1,8 @@
 """The frozen encoders of an exported folder, each in a folder of its own.
 
 wav2vec 2.0 is written as transformers stores it. The detector and the discrete VAE are written for the
-modules of opt_jax/export, which name their parameters as the ones here. They keep the dtype that the features
-were made with.
+modules of opt_jax/export, which name their parameters as the ones here. Each tensor keeps its dtype, with
+which the features were made.
 """
 
 import json
@@ -25,7 +25,7 @@ from opt_jax.convert.layout import (
     numbers,
     planned,
 )
-from opt_jax.convert.shards import Planned, write_weights
+from opt_jax.convert.shards import CODES, ExportError, Planned, write_weights
 from opt_jax.encoders.frozen import load_config
 from opt_jax.encoders.wav2vec2 import SAMPLE_RATE
 
@@ -71,17 +71,26 @@ class Frozen:
 
 
 def frozen(name: str, directory: Path) -> Frozen:
-    """The encoder `name` ('detector', 'wav2vec2' or 'dvae') in a directory, which was verified."""
+    """The encoder `name` ('detector', 'wav2vec2' or 'dvae') in a directory, which was verified.
+
+    Raises: ExportError: a parameter holds no floats.
+    """
+    known = {code: dtype for dtype, code in CODES.items()}
     with safe_open(directory / "model.safetensors", framework="numpy") as file:
         slices = {path: file.get_slice(path) for path in file.keys()}
         shapes = {path: tuple(part.get_shape()) for path, part in slices.items()}
-        dtype = {"F16": "float16", "F32": "float32", "F64": "float64"}[slices[min(slices)].get_dtype()]
-    config = load_config(directory)
+        codes = {path: part.get_dtype() for path, part in slices.items()}
+    if strange := [f"{path} ({code})" for path, code in sorted(codes.items()) if code not in known]:
+        raise ExportError(
+            f"{directory} holds parameters that are no floats: {', '.join(strange[:5])}; make the encoder"
+            " again with floats"
+        )
+    dtypes, config = {path: known[code] for path, code in codes.items()}, load_config(directory)
     if name == "wav2vec2":
         lines, files = wav2vec2_lines(config, shapes), wav2vec2_files(config, shapes)
     else:
         lines, files = module_lines(shapes), {"config.json": {"model_type": MODULES[name]} | config}
-    return Frozen(directory, shapes, lines, planned(lines, shapes, dtype), files)
+    return Frozen(directory, shapes, lines, planned(lines, shapes, dtypes), files)
 
 
 # --- the modules of opt_jax/export -------------------------------------------------------------------------
@@ -116,13 +125,15 @@ def from_module(
 ) -> dict[str, np.ndarray]:
     """Parameters by path of the tensors that `module_lines` names.
 
-    Raises: ValueError: a tensor is missing, unknown, or of another shape.
+    Raises: ValueError: a tensor is missing, unknown, of another shape, or holds no floats.
     """
     lines = {line.name: line for line in module_lines(shapes)}
     if different := sorted(lines.keys() ^ arrays.keys()):
         raise ValueError(f"tensors are missing or unknown: {', '.join(different[:5])}")
     found = {}
     for name, line in lines.items():
+        if arrays[name].dtype.kind != "f":
+            raise ValueError(f"{name} holds {arrays[name].dtype}, expected floats")
         parameter = line.layout.to_parameter(arrays[name], shapes[line.path])
         if parameter.shape != shapes[line.path]:
             raise ValueError(f"{name} is {list(arrays[name].shape)}, which is no {list(shapes[line.path])}")

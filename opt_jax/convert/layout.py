@@ -62,13 +62,17 @@ def tensors(
             yield line.name.format(layer), line, index
 
 
-def planned(lines: Iterable[Pair], shapes: Mapping[str, tuple[int, ...]], dtype: str) -> list[Planned]:
-    """The tensors to write, in the order of `numbers`."""
+def planned(
+    lines: Iterable[Pair], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+) -> list[Planned]:
+    """The tensors to write, in the order of `numbers`; shapes and dtypes: of the parameters by path."""
 
     def shape(line, index):
         return line.layout.to_tensor(np.empty(shapes[line.path], bool)[index]).shape
 
-    return [Planned(name, shape(line, index), dtype) for name, line, index in tensors(lines, shapes)]
+    return [
+        Planned(name, shape(line, index), dtypes[line.path]) for name, line, index in tensors(lines, shapes)
+    ]
 
 
 def numbers(

@@ -60,13 +60,13 @@ class Row:
 def convert(
     arrays: Mapping[str, np.ndarray], rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> dict[str, np.ndarray]:
-    """Parameters by path, in the dtype of the arrays.
+    """Parameters by path, each in the widest dtype of its arrays.
 
     Args:
       arrays: by published name. rows: the first that matches a name takes it. shapes: of the parameters that
         the module has, by path. what: names the source in errors.
-    Raises: ConversionError: a name that no row takes, two for one place, a shape that does not fit, a
-      parameter that is not filled.
+    Raises: ConversionError: a name that no row takes, two for one place, a shape that does not fit, numbers
+      that are no floats, a parameter that is not filled.
     """
     compiled = [(re.compile(row.pattern), row) for row in rows]
     parameters: dict[str, np.ndarray] = {}
@@ -94,6 +94,8 @@ def _fill(parameters, filled, array, name, match, row, shapes) -> str | None:
     """Puts one array into its place; returns what is wrong with it, if anything is."""
     path, place = match.expand(row.path), row.place(match)
     found = f"{name} {list(array.shape)}"
+    if array.dtype.kind != "f":
+        return f"{found} holds {array.dtype}, and parameters are floats"
     if path not in shapes:
         return f"{found} belongs to {path}, which the model does not have"
     wanted = f"{path} {list(shapes[path])}"
@@ -110,7 +112,9 @@ def _fill(parameters, filled, array, name, match, row, shapes) -> str | None:
     if value.shape != room:
         return f"{found} gives {list(value.shape)}, but {wanted} has room for {list(room)}"
     if path not in parameters:
-        parameters[path] = np.empty(shapes[path], array.dtype)
+        parameters[path] = np.zeros(shapes[path], array.dtype)
+    wide = np.result_type(parameters[path].dtype, array.dtype)
+    parameters[path] = parameters[path].astype(wide, copy=False)
     parameters[path][index] = value
     filled[path][place] = (name, value.size)
     return None

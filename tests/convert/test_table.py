@@ -57,6 +57,19 @@ def test_all_that_does_not_fit_is_told_at_once():
     ]
 
 
+def test_parameters_are_floats_as_wide_as_the_widest_of_their_arrays():
+    given = arrays()
+    given["layers.0.weight"] = given["layers.0.weight"].astype(np.float16)
+    parameters = convert(given, ROWS, SHAPES, "a file")
+    assert parameters["stack/kernel"].dtype == np.float64
+    np.testing.assert_array_equal(parameters["stack/kernel"][1], given["layers.1.weight"].T)
+    found = differences(given | {"bias": np.arange(3), "layers.1.first": np.ones(5, bool)})
+    assert found[:2] == [
+        "bias [3] holds int64, and parameters are floats",
+        "layers.1.first [5] holds bool, and parameters are floats",
+    ]
+
+
 def test_two_arrays_for_one_place():
     rows = [*ROWS, Row("other", "bias")]
     with pytest.raises(ConversionError, match=r"other \[3\] and bias are both for bias"):
