@@ -31,6 +31,9 @@ from opt_jax.stages import DONE, read_record
 from opt_jax.tasks.validation import TASKS
 
 TRAIN_FEATURES = Path("cache") / "train" / "features"
+# What a configuration needs where a model is asked; objects in JSON those of the first.
+OF_PRETRAINING = ("cache", "data", "encoders", "evaluation", "loader", "model")
+OF_TASK = ("data", "evaluation", "inputs", "precision", "pretrained", "pretrained_step")
 
 
 class WorkdirError(ValueError):
@@ -130,9 +133,16 @@ def read_config(workdir) -> ConfigDict:
     if not path.is_file():
         raise WorkdirError(f"{workdir} holds no {path.name}; name the --workdir of a training")
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise WorkdirError(f"{path} is damaged ({error}); run the training's command again") from error
+    content = content if isinstance(content, dict) else {}
+    wanted = OF_PRETRAINING if "task" not in content else OF_TASK if content["task"] in tuple(TASKS) else ()
+    objects = {name for name, value in content.items() if isinstance(value, dict)}
+    if lacking := [name for name in wanted if name not in (objects if name in OF_PRETRAINING else content)]:
+        told = f"{path} is not that of a training: it has no {', '.join(lacking)}"
+        raise WorkdirError(f"{told}; name the --workdir of one")
+    return ConfigDict(content)
 
 
 def load_trained(workdir, step: int | None = None) -> Trained:
@@ -163,7 +173,6 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         step, params = restore_parameters(kept, step)
     except FileNotFoundError as error:
         raise WorkdirError(str(error)) from error
-    _check_shapes(model, params, kept / str(step))
     return Trained(
         model=Model(model, params, statistics),
         step=step,
@@ -174,11 +183,22 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         extraction=extraction,
         schema=cache.schema,
         class_names=cache.manifest.class_names,
+    _check_shapes(model, params, kept / str(step))
         regions=region_positions(config, {"train": cache}),
         dvae=dvae,
     )
 
 
+def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTuned:
+    """What `opt_jax.finetuning` made in `workdir`, with the parameters of a step, by default the last.
+
+    pretrained: directory of the pre-training, by default where it was when the fine-tuning began.
+
+    Raises WorkdirError for a pre-training that is not there, or is another; and what `load_trained` raises.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    if config.get("task") not in TASKS:
 def _check_shapes(model: OPT, params, checkpoint: Path) -> None:
     """Raises WorkdirError, naming the first parameter that has not the shape of the model's."""
     init = functools.partial(model.init, jax.random.key(0), *smallest_batch(model.sizes))
@@ -192,16 +212,6 @@ def _check_shapes(model: OPT, params, checkpoint: Path) -> None:
             )
 
 
-def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTuned:
-    """What `opt_jax.finetuning` made in `workdir`, with the parameters of a step, by default the last.
-
-    pretrained: directory of the pre-training, by default where it was when the fine-tuning began.
-
-    Raises WorkdirError for a pre-training that is not there, or is another; and what `load_trained` raises.
-    """
-    workdir = Path(workdir)
-    config = read_config(workdir)
-    if config.get("task") not in TASKS:
         raise WorkdirError(f"{workdir} is not that of a fine-tuning; name one's --workdir")
     place = Path(pretrained or config.pretrained)
     if not (place / "config.json").is_file():

@@ -85,8 +85,9 @@ def load(checkpoint, pretrained=None) -> Exported:
     """What there is to export in a working directory, or of a step in its checkpoints."""
     workdir, kind, step = found_in(Path(checkpoint))
     config = read_config(workdir)
-    if "task" not in config and "encoders" not in config:
-        raise WorkdirError(f"{workdir / 'config.json'} is not that of a training; name the --workdir of one")
+    kinds = ("finetune",) if "task" in config else ("pretrain", "pretrain_best")
+    if kind not in (None, *kinds):
+        raise WorkdirError(f"{checkpoint} is of no {kinds[0]}; name a step in checkpoints/{kinds[0]}")
     if "task" in config:
         tuned = load_finetuned(workdir, step, pretrained)
         names = tuned.class_names if tuned.classes is not None else ()
