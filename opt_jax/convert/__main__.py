@@ -19,7 +19,6 @@ kinds its frozen encoders: `--kind=wav2vec2 --source=exported/wav2vec2`, and so 
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ from ml_collections import ConfigDict
 
 from opt_jax.convert import bert, dvae, faster_rcnn, frozen, opt, opt_config, uniter, wav2vec2
 from opt_jax.convert.export import PARTS, export
-from opt_jax.convert.place import beside, reason, straight
+from opt_jax.convert.place import beside, reason, sha256, straight
 from opt_jax.convert.shards import DTYPES, ExportError
 from opt_jax.convert.sources import SourceFileError, read_arrays
 from opt_jax.convert.table import ConversionError, convert
@@ -183,7 +182,7 @@ def run_import(kind: str, source: str, out: Path) -> None:
         told = f"{told} is missing" if isinstance(error, KeyError) else told.splitlines()[0]
         raise SourceFileError(f"{path} (as {kind}): {told}") from error
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    weights = {file.name: _sha256(file) for file in files if file.suffix in (*WEIGHTS, ".json")}
+    weights = {file.name: sha256(file) for file in files if file.suffix in (*WEIGHTS, ".json")}
     made_of = {"source": source, "source_sha256": weights}
     with beside(out) as aside:
         save_frozen(aside, unflatten_dict(parameters, sep="/"), config, made_of)
@@ -211,17 +210,12 @@ def found(source: str) -> Path:
 
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceFileError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise SourceFileError(f"{path}: expected an object of fields, found {type(content).__name__}")
     return content
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

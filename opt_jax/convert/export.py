@@ -21,7 +21,7 @@ from opt_jax.convert import opt, opt_config
 from opt_jax.convert.card import model_card
 from opt_jax.convert.frozen import frozen
 from opt_jax.convert.layout import numbers, planned
-from opt_jax.convert.place import beside, check_place, straight
+from opt_jax.convert.place import beside, check_place, straight, write_checksums
 from opt_jax.convert.preparation import Preparation, preparation
 from opt_jax.convert.shards import ExportError, Planned, total_size, write_weights
 from opt_jax.encoders.tokenizer import Tokenizer
@@ -143,10 +143,10 @@ def write_folder(
     encoders = {name: frozen(name, place) for name, place in prepared.encoders.items()} if prepared else {}
     card = model_card(prepared, config, out.absolute().name, only) if prepared else ""
     size = total_size(tensors) + sum(total_size(encoder.tensors) for encoder in encoders.values())
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(out.absolute().parent).free, size + SPARE
+    there = next(path for path in out.absolute().parents if path.exists())
+    free, needed = shutil.disk_usage(there).free, size + SPARE
     if free < needed:
-        told = f"{out.absolute().parent} has {free / 1e9:.2f} GB free, the export takes {needed / 1e9:.2f} GB"
+        told = f"{there} has {free / 1e9:.2f} GB free, the export takes {needed / 1e9:.2f} GB"
         smaller = ", or ask for --dtype=bfloat16" if dtype in ("float32", "float64") else ""
         raise ExportError(f"{told}; make room, or name another --out{smaller}")
     with beside(out) as aside:
@@ -158,9 +158,10 @@ def write_folder(
         if prepared:
             files += PROCESSING_FILES
             prepared.write(aside, exported.tokenizer)
-            (aside / "README.md").write_text(card)
+            (aside / "README.md").write_text(card, encoding="utf-8")
         for name in files:
             shutil.copyfile(Path(__file__).parents[1] / "export" / name, aside / name)
+        write_checksums(aside)
 
 
 def held(prepared: Preparation, only: str) -> Preparation:

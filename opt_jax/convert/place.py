@@ -1,21 +1,17 @@
 """The folder that a conversion makes: whether it may be made there, and its making, whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from opt_jax.convert.opt_config import MODEL_TYPE
 from opt_jax.convert.shards import ExportError
-from opt_jax.export import MODELING_FILES, PROCESSING_FILES
 
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
-OWN = {"README.md", "special_tokens_map.json", "tokenizer.json", *MODELING_FILES, *PROCESSING_FILES}
-ENCODERS = ("detector", "dvae", "wav2vec2")
+CHECKSUMS = "checksums.sha256"  # of all other files of an exported folder, as `sha256sum -c` reads it
 SHOWN = 5
 
 
@@ -30,19 +26,18 @@ def check_place(out: Path, force: bool) -> None:
         raise ExportError(f"{out} is no exported model, and only such a one --force replaces; name another")
     if not any(out.iterdir()):
         return
-    config = exported_config(out)
-    if config is None:
+    if exported_config(out) is None:
         raise ExportError(f"{out} is no exported model, and only such a one --force replaces; name another")
-    if "transformers_version" in config:  # which save_pretrained writes, and no export
+    if not (out / CHECKSUMS).is_file():
         raise ExportError(
-            f"{out} was written by save_pretrained, with weights that may be tuned; --force replaces only"
-            " what an export wrote: name another, or delete it yourself"
+            f"{out} has no {CHECKSUMS}, as save_pretrained writes none, and may hold tuned weights; --force"
+            " replaces only what an export wrote: name another, or delete it yourself"
         )
     if foreign := foreign_entries(out):
         more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
         raise ExportError(
-            f"{out} holds what no export writes ({', '.join(foreign[:SHOWN])}{more}); --force would delete"
-            " it: move it away, or name another"
+            f"{out} holds what is not as an export wrote it ({', '.join(foreign[:SHOWN])}{more}); --force"
+            " would delete it: move it away, or name another"
         )
 
 
@@ -55,22 +50,34 @@ def exported_config(folder: Path) -> dict | None:
         return None
 
 
+def write_checksums(folder: Path) -> None:
+    """Lists the SHA-256 of every file that is in the folder now."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
 def foreign_entries(folder: Path) -> list[str]:
-    """Entries of an exported folder that are not files or folders that an export writes, by their paths in
-    it."""
+    """Entries of an exported folder, by their paths in it, that were added or changed since it was written:
+    what the list of checksums does not have, or not like that."""
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    written = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
+    own = {parent.as_posix() for name in written for parent in Path(name).parents}
     foreign = []
-    for path in sorted(folder.iterdir()):
-        if path.name in ENCODERS and path.is_dir() and not path.is_symlink():
-            own = {*SETTINGS, "vocab.json"}
-            foreign += [f"{path.name}/{file.name}" for file in sorted(path.iterdir()) if not _is(file, own)]
-        elif not _is(path, OWN | set(SETTINGS)):
-            foreign.append(path.name)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_symlink() and (name == CHECKSUMS or path.is_dir() and name in own):
+            continue
+        whole = name in written and path.is_file() and not path.is_symlink()
+        if not whole or sha256(path) != written[name]:
+            foreign.append(name)
     return foreign
 
 
-def _is(path: Path, names: set[str]) -> bool:
-    known = path.name in names or WEIGHTS.fullmatch(path.name)
-    return bool(known) and path.is_file() and not path.is_symlink()
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
