@@ -20,6 +20,7 @@ kinds its frozen encoders: `--kind=wav2vec2 --source=exported/wav2vec2`, and so 
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -218,5 +219,18 @@ def _read_json(path: Path) -> dict:
     return content
 
 
+def _stop(number: int, _) -> None:
+    """Of SIGTERM and Ctrl-C: ends as an error does, so that what is half written is removed."""
+    for each in (signal.SIGTERM, signal.SIGINT):  # another one would interrupt the removal
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
 if __name__ == "__main__":
-    main()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, _stop)
+    try:
+        main()
+    except KeyboardInterrupt as stop:
+        print("opt_jax: stopped; nothing is left that is half written", file=sys.stderr)
+        sys.exit(128 + stop.args[0])

@@ -2,18 +2,26 @@
 
 import errno
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from frozen_toy import toy_dvae
+from safetensors.numpy import load_file, save_file
 
 from opt_jax.convert import __main__ as command
 from opt_jax.convert.export import found_in
+from opt_jax.convert.frozen import frozen as exported_encoder
 from opt_jax.convert.opt_config import configuration
-from opt_jax.convert.place import check_place, straight
+from opt_jax.convert.place import CHECKSUMS, check_place, straight, write_checksums
 from opt_jax.convert.shards import ExportError
+from opt_jax.encoders import frozen
 from opt_jax.trained import WorkdirError
 
+ROOT = Path(__file__).parents[2]
 DECODER = {"num_layers": 1, "num_heads": 2, "mlp_size": 8}
 CONFIG = {
     "model_type": "opt_jax",
@@ -49,6 +57,7 @@ def exported(tmp_path):
     save_file({"embedder.words.weight": np.zeros((9, 8), np.float32)}, folder / "model.safetensors")
     for name in ("README.md", "modeling_opt_jax.py", "wav2vec2/vocab.json", "wav2vec2/model.safetensors"):
         (folder / name).write_text("mine")
+    write_checksums(folder)
     return folder
 
 
@@ -62,15 +71,30 @@ def test_force_replaces_what_an_export_wrote_and_nothing_else(exported):
     for name in ("notes.md", "wav2vec2/optimizer.pt"):
         (exported / name).unlink()
     (exported / "runs").rmdir()
+    (exported / "modeling_opt_jax.py").unlink()
     check_place(exported, True)
-    (exported / "dvae").write_text("a file where a folder should be")
-    with pytest.raises(ExportError, match=r"\(dvae\)"):
+    (exported / "modeling_opt_jax.py").symlink_to(ROOT / "README.md")
+    with pytest.raises(ExportError, match=r"\(modeling_opt_jax.py\)"):
         check_place(exported, True)
 
 
-def test_weights_tuned_in_pytorch_are_not_replaced(exported):
-    (exported / "config.json").write_text(json.dumps(CONFIG | {"transformers_version": "5.0.0"}))
-    with pytest.raises(ExportError, match="written by save_pretrained"):
+def test_the_checksums_are_those_that_sha256sum_reads(exported):
+    done = subprocess.run(["sha256sum", "--check", "--strict", CHECKSUMS], cwd=exported, capture_output=True)
+    assert done.returncode == 0 and done.stdout.count(b": OK") == 6, done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "wav2vec2/vocab.json"])
+def test_what_was_written_since_is_not_replaced(exported, name):
+    """As by hand, or by safetensors: of the same size too."""
+    content = (exported / name).read_bytes()
+    (exported / name).write_bytes(content.swapcase() if name != "config.json" else content + b" ")
+    with pytest.raises(ExportError, match=rf"\({name}\); --force would delete it"):
+        check_place(exported, True)
+
+
+def test_what_save_pretrained_wrote_is_not_replaced(exported):
+    (exported / CHECKSUMS).unlink()
+    with pytest.raises(ExportError, match="has no checksums.sha256, as save_pretrained writes none"):
         check_place(exported, True)
 
 
@@ -155,3 +179,49 @@ def test_an_import_that_cannot_be_written_leaves_no_half_of_it(exported, tmp_pat
     monkeypatch.setattr(command, "save_frozen", save)
     command.main(["import", "--kind=opt", f"--source={exported}", f"--out={out}"])
     assert "model.safetensors" in {path.name for path in out.iterdir()}
+
+
+def test_an_encoder_of_several_dtypes_keeps_each_and_one_of_integers_is_refused(tmp_path):
+    params, config = toy_dvae()
+    params["encoder"]["output"]["bias"] = params["encoder"]["output"]["bias"].astype(np.float64)
+    params["decoder"]["output"]["kernel"] = params["decoder"]["output"]["kernel"].astype(np.float16)
+    frozen.save_frozen(tmp_path / "here", params, config, {})
+    exported_encoder("dvae", tmp_path / "here").write(tmp_path / "dvae", 10**9)
+    arrays = load_file(tmp_path / "dvae" / "model.safetensors")
+    assert arrays["encoder.output.bias"].dtype == np.float64
+    assert arrays["decoder.output.weight"].dtype == np.float16
+    assert arrays["encoder.output.weight"].dtype == np.float32
+    params["encoder"]["output"]["bias"] = np.zeros(11, np.int32)
+    frozen.save_frozen(tmp_path / "here", params, config, {})
+    with pytest.raises(ExportError, match=r"no floats: encoder/output/bias \(I32\); make the encoder again"):
+        exported_encoder("dvae", tmp_path / "here")
+
+
+STOPPED = """
+import runpy, sys, time
+from opt_jax.encoders import frozen
+
+def half(directory, *_):
+    (directory / "model.safetensors").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+
+frozen.save_frozen = half
+runpy.run_module("opt_jax.convert", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_who_stops_it_finds_nothing_half_written(number, code, tmp_path):
+    frozen.save_frozen(tmp_path / "here", *toy_dvae(), {})
+    exported_encoder("dvae", tmp_path / "here").write(tmp_path / "dvae", 10**9)
+    flags = ["import", "--kind=dvae", f"--source={tmp_path / 'dvae'}", f"--out={tmp_path / 'new' / 'back'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    program = subprocess.Popen([sys.executable, "-c", STOPPED, *flags], **pipes)
+    assert program.stdout.readline() == "writing\n"
+    assert len(list((tmp_path / "new").iterdir())) == 1
+    program.send_signal(number)
+    _, told = program.communicate(timeout=30)
+    assert program.returncode == code and told == "opt_jax: stopped; nothing is left that is half written\n"
+    assert not list((tmp_path / "new").iterdir())
