@@ -20,36 +20,40 @@ PARTS = {
 }
 
 
-def model_card(prepared: Preparation, config: Mapping, name: str, only: str) -> str:
+def model_card(prepared: Preparation, config: Mapping, name: str, only: str, evaluated: bool) -> str:
     """README.md for a folder of this name.
 
     prepared: with the encoders that the folder holds. config: of its config.json. only: 'all', or 'encoder'
-    without the decoders.
+    without the decoders. evaluated: whether the training's results.json is about this step.
 
     Raises: ExportError: the training's results.json is damaged.
     """
     task = prepared.config.get("task")
     trained = f"fine-tuned for {task.replace('_', ' ')}" if task else "pre-trained"
     parts = [
-        "---\nlibrary_name: transformers\nlicense: apache-2.0\ntags: [image, speech, text]\n---\n",
+        "---\nlibrary_name: transformers\nlicense: other\ntags: [image, speech, text]\n---\n",
         f"# {' '.join(name.split())}\n",
         "OPT, the Omni-Perception Pre-Trainer ([arXiv 2107.00249](https://arxiv.org/abs/2107.00249)): one"
-        f" encoder-decoder over text, pictures and speech, {trained} with opt_jax and exported to PyTorch."
-        f" {config['num_layers']} layers of {config['hidden_size']}, {config['vocab_size']} word pieces.\n",
+        f" encoder-decoder over text, pictures and speech, {trained} with opt_jax and exported to"
+        f" PyTorch after step {prepared.step:,}. {config['num_layers']} layers of {config['hidden_size']},"
+        f" {config['vocab_size']} word pieces, weights in {config['dtype']}.\n",
         "## Usage\n",
         "Needs torch, safetensors and transformers; Pillow for pictures, soundfile to read sound files."
         f" Tested with {TESTED}; older versions were not tried.\n",
         code(prepared, only, name),
-        "\n`processing_opt_jax.py` and `modeling_opt_jax.py` say what goes in and what comes out. A model that"
-        " was trained on is kept by `model.save_pretrained(folder)` and `processor.save_pretrained(folder)`.\n",
+        "\n`processing_opt_jax.py` and `modeling_opt_jax.py` say what goes in and what comes out. A model"
+        " that was trained on is kept by `model.save_pretrained(folder)` and"
+        " `processor.save_pretrained(folder)`.\n",
         *(f"- {PARTS[part]}" for part, place in prepared.encoders.items() if place),
+        "- No BERT: texts are read by the network itself. Where it began with BERT's weights, they have been"
+        " trained since, and are among its own.",
         "\n## Training data\n",
         training_data(prepared) + "\n",
         "## Results\n",
-        results(prepared),
+        results(prepared, config["dtype"], only, evaluated),
         "## Licence\n",
-        "The modelling files are under the Apache License 2.0. The weights come with the terms of the data"
-        " and of the frozen encoders that they were made of.\n",
+        "The modelling files are under the Apache License 2.0. The weights are under the terms of the data"
+        " and of the frozen encoders that they were made of, which opt_jax does not know: hence `other`.\n",
         "## Limitations\n",
         limitations(prepared, only),
     ]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 
 from opt_jax.convert.preparation import Preparation
@@ -10,15 +11,28 @@ from opt_jax.evaluation.report_figures import headlines
 
 SHOWN = 12  # figures, of those that have no headline
 OF_DRAWN_PICTURES = ("Named objects drawn", "named_objects_found", "code_perplexity")
+NOT_OF_THE_MODEL = ("seconds/", "encoders/", "set_aside/", "triplets/", "parameters", "before/")
+# Figures that need a decoder: it writes, draws, or tells how likely a text is.
+OF_DECODERS = re.compile(
+    r"(captioning|speech_recognition|paired|\w+_to_image|retrieval|retrieval_(likelihood|information)\w*)/.*"
+    r"|.*/accuracy_written.*"
+)
 
 
-def results(prepared: Preparation) -> str:
-    """Markdown. Raises ExportError: results.json is damaged."""
+def results(prepared: Preparation, dtype: str, only: str, evaluated: bool) -> str:
+    """Markdown; arguments as of `card.model_card`, dtype that of the weights.
+
+    Raises: ExportError: results.json is damaged.
+    """
     found = read_results(prepared)
     if not found:
         return "This training was not evaluated.\n"
+    if not evaluated:
+        return f"Step {prepared.step:,} was not evaluated; the training's results are of another.\n"
+    if only == "encoder":
+        found = {name: value for name, value in found.items() if not OF_DECODERS.fullmatch(name)}
     rows = [(row["name"], row["value"], row["beside"]) for row in headlines(found)]
-    others = [name for name in found if not name.startswith(("seconds/", "encoders/", "set_aside/"))]
+    others = [name for name in found if not name.startswith(NOT_OF_THE_MODEL)]
     rows = rows or [(f"`{name}`", found[name], "") for name in others[:SHOWN]]
     there, here = drawn(prepared)
     told = f"{best(there)} for each text; here {best(here)}" if there != here else ""
@@ -27,7 +41,12 @@ def results(prepared: Preparation) -> str:
         if told and any(part in name for part in OF_DRAWN_PICTURES):
             beside = f"{beside}; {told}" if beside else told
         lines.append(f"| {name} | {value:.2f} | {beside} |")
-    return "\n".join(["On its test split:\n", "| figure | value | beside |", "|---|---|---|", *lines, ""])
+    if not lines:
+        return "There are none of what this folder holds.\n"
+    precision = prepared.config.get("precision", "float32")
+    here = f"; this folder's weights are {dtype}" if dtype != precision else ""
+    told = f"On the test split of the training's data, in {precision}{here}:\n"
+    return "\n".join([told, "| figure | value | beside |", "|---|---|---|", *lines, ""])
 
 
 def read_results(prepared: Preparation) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from opt_jax.checkpoints import DamagedCheckpoint
+from opt_jax.checkpoints import DamagedCheckpoint, parameters_digest
 from opt_jax.convert import opt, opt_config
 from opt_jax.convert.card import model_card
 from opt_jax.convert.frozen import frozen
@@ -29,6 +29,7 @@ from opt_jax.export import MODELING_FILES, PROCESSING_FILES
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT
 from opt_jax.partitioning import path_name
+from opt_jax.stages import DONE, read_record
 from opt_jax.trained import WorkdirError, load_finetuned, load_trained, read_config
 
 LIMIT = 5 * 10**9  # bytes of one file of weights, as is usual on the hub
@@ -49,6 +50,7 @@ class Exported:
       tokenizer: whose special tokens the text decoder writes.
       classes: {"kernel": [4 D, C], "bias": [C]} of a fine-tuned classifier, or None. class_names: C names.
       preparation: of its inputs; None: the folder holds the network alone.
+      evaluated: whether the training's results.json is about these parameters.
     """
 
     network: OPT
@@ -58,6 +60,7 @@ class Exported:
     classes: Any = None
     class_names: tuple[str, ...] = ()
     preparation: Preparation | None = None
+    evaluated: bool = True
 
 
 def export(
@@ -100,7 +103,18 @@ def load(checkpoint, pretrained=None) -> Exported:
             raise WorkdirError(f"{checkpoint} is no more; there is step {trained.step} now")
         model, step, rest = trained.model, trained.step, (None, ())
     prepared = preparation(trained, workdir, config, step, rest[1])
-    return Exported(model.model, model.params, model.statistics, trained.tokenizer, *rest, prepared)
+    rest += (prepared, was_evaluated(workdir, model.params, rest[0]))
+    return Exported(model.model, model.params, model.statistics, trained.tokenizer, *rest)
+
+
+def was_evaluated(workdir: Path, params, classes) -> bool:
+    """Whether a training's results are about these parameters, which its evaluation has noted.
+
+    Without that note there are no results, or none that say more.
+    """
+    record = read_record(workdir / "evaluation" / DONE)
+    whole = params if classes is None else {"opt": params, "classes": classes}
+    return record is None or record["inputs"].get("parameters") == parameters_digest(whole)
 
 
 def found_in(place: Path) -> tuple[Path, str | None, int | None]:
@@ -141,7 +155,8 @@ def write_folder(
     tensors, values = weights(exported, config, dtype)
     prepared = exported.preparation and held(exported.preparation, only)
     encoders = {name: frozen(name, place) for name, place in prepared.encoders.items()} if prepared else {}
-    card = model_card(prepared, config, out.absolute().name, only) if prepared else ""
+    told = (out.absolute().name, only, exported.evaluated)
+    card = model_card(prepared, config, *told) if prepared else ""
     size = total_size(tensors) + sum(total_size(encoder.tensors) for encoder in encoders.values())
     there = next(path for path in out.absolute().parents if path.exists())
     free, needed = shutil.disk_usage(there).free, size + SPARE

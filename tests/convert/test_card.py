@@ -1,26 +1,33 @@
 """The model card: what it says of a training, from its configurations and its results.json."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-from opt_jax.convert.card import limitations, model_card, training_data
+from opt_jax.convert.card import TESTED, limitations, model_card, training_data
 from opt_jax.convert.card_results import results
 from opt_jax.convert.card_usage import usage
 from opt_jax.convert.export import held
 from opt_jax.convert.preparation import Preparation
 from opt_jax.convert.shards import ExportError
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"regions": "detector", "num_drawn": 1, "max_text_tokens": 20, "max_seconds": 5.0}
 SCENES = ConfigDict(dict(source="spoken_scenes", manifest=""))
 EVERYTHING = {name: Path(name) for name in ("detector", "wav2vec2", "dvae")}
+CONFIG = {"num_layers": 1, "hidden_size": 8, "vocab_size": 9, "dtype": "float32"}
 
 
 def of(workdir=Path("nowhere"), data=SCENES, encoders=EVERYTHING, settings=SETTINGS, **config):
     config.setdefault("evaluation", {})
     return Preparation(encoders, settings, workdir, ConfigDict(config), data, 3, 1700)
+
+
+def figures(prepared, dtype="float32", only="all", evaluated=True):
+    return results(prepared, dtype, only, evaluated)
 
 
 def finetuned(task, inputs, *, kind="pretraining", source="", evaluation=(), **more):
@@ -79,8 +86,7 @@ def test_data_are_called_by_kind_and_file_name():
 
 
 def test_the_code_takes_any_folder_name():
-    config = {"num_layers": 1, "hidden_size": 8, "vocab_size": 9}
-    card = model_card(of(), config, 'a"b\\n', "all")
+    card = model_card(of(), CONFIG, 'a"b\\n', "all", True)
     names = {}
     line = card.split("\nfolder = ")[1].splitlines()[0]
     exec(f"folder = {line}", names)
@@ -90,12 +96,39 @@ def test_the_code_takes_any_folder_name():
 def test_results_that_are_no_numbers_are_left_out(tmp_path):
     found = {"a/x": "text", "a/y": None, "a/z": True, "a/w": 3, "a/v": [1], "seconds/data": 9}
     (tmp_path / "results.json").write_text(json.dumps(found | {"a/nan": float("nan")}))
-    assert results(of(tmp_path)).splitlines()[4:] == ["| `a/w` | 3.00 |  |"]
+    assert figures(of(tmp_path)).splitlines()[4:] == ["| `a/w` | 3.00 |  |"]
     for content in ("{", "[]", "\xff"):
         (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
         with pytest.raises(ExportError, match=r"results.json.* evaluate again"):
-            results(of(tmp_path))
-    assert "was not evaluated" in results(of(tmp_path / "nowhere"))
+            figures(of(tmp_path))
+    assert "training was not evaluated" in figures(of(tmp_path / "nowhere"))
+
+
+def test_figures_are_those_of_the_step_the_dtype_and_the_parts_that_are_exported(tmp_path):
+    names = ("captioning/image/CIDEr", "speech_recognition/audio/WER", "text_to_image/named_objects_found")
+    names += ("retrieval/text_to_image/R@1", "classification/chance/mAP", "classification/I/mAP")
+    (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys(names, 50)))
+    prepared = of(tmp_path)
+    whole = figures(prepared)
+    assert "in float32:" in whole and all(name in whole for name in ("CIDEr", "Word error", "drawn", "R@1"))
+    assert "in float32; this folder's weights are bfloat16:" in figures(prepared, dtype="bfloat16")
+    assert "in bfloat16; this folder's weights are float32:" in figures(of(tmp_path, precision="bfloat16"))
+    # Recall is that of the best combination, in which the text decoder has a part.
+    (row,) = [line for line in figures(prepared, only="encoder").splitlines() if "50.00" in line]
+    assert "mAP" in row
+    (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys(names[:4], 50)))
+    assert "50.00" not in figures(prepared, only="encoder")
+    told = figures(prepared, evaluated=False)
+    assert told.startswith("Step 1,700 was not evaluated") and "50.00" not in told
+    assert "after step 1,700." in model_card(prepared, CONFIG, "name", "all", True)
+
+
+def test_versions_are_those_of_the_tests():
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "requirements.lock.txt").read_text(), re.M))
+    told = re.findall(r"(\w+) (\d+\.\d+)", TESTED)
+    assert len(told) == 5
+    for name, version in told:
+        assert pinned[name.lower()].startswith(f"{version}."), name
 
 
 def test_pictures_that_were_chosen_among_several_are_told_at_their_figure(tmp_path):
@@ -104,7 +137,7 @@ def test_pictures_that_were_chosen_among_several_are_told_at_their_figure(tmp_pa
     (tmp_path / "results.json").write_text(json.dumps(found))
     best_of = finetuned("text_to_image", ("T",), evaluation={"drawn": 8}, workdir=tmp_path)
     beside = "ceiling 90.0; the best of 8 pictures for each text; here one picture"
-    assert f"| Named objects drawn | 50.00 | {beside} |" in results(best_of)
+    assert f"| Named objects drawn | 50.00 | {beside} |" in figures(best_of)
     assert "is the matching head of the pre-trained model, which is not in" in limitations(best_of, "all")
     one = finetuned("text_to_image", ("T",), evaluation={"drawn": 1}, workdir=tmp_path)
-    assert "| 50.00 | ceiling 90.0 |" in results(one) and "matching head" not in limitations(one, "all")
+    assert "| 50.00 | ceiling 90.0 |" in figures(one) and "matching head" not in limitations(one, "all")

@@ -14,7 +14,7 @@ from test_pipeline import smallest_config
 from tiny_cache import SCHEMA, TinyExtractor, TinySource
 
 from opt_jax.cache import build_cache
-from opt_jax.checkpoints import Checkpoints
+from opt_jax.checkpoints import Checkpoints, parameters_digest
 from opt_jax.configuration import load
 from opt_jax.convert import opt as conversion
 from opt_jax.convert.__main__ import main
@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 STEP = 3
 FILES = {
     "README.md",
+    "checksums.sha256",
     "config.json",
     "model.safetensors",
     "preprocessor_config.json",
@@ -184,6 +185,27 @@ def test_without_decoders_and_in_half_the_bytes(workdir, folder, tmp_path):
     np.testing.assert_array_equal(back["embedder"]["words"], words)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_the_dtype_is_that_of_the_flag(workdir, dtype, tmp_path):
+    torch = pytest.importorskip("torch")
+    from opt_jax.export.modeling_opt_jax import OptJaxModel
+
+    main(["export", f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}", f"--dtype={dtype}"])
+    assert f"weights in {dtype}." in (tmp_path / "out" / "README.md").read_text()
+    model = OptJaxModel.from_pretrained(tmp_path / "out")
+    assert {str(parameter.dtype) for parameter in model.parameters()} == {f"torch.{dtype}"}
+    params = load_trained(workdir).model.params
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor([[2, 7, 8]]))
+        ids, _ = model.generate_text(output, max_length=3)
+    assert output.last_hidden_state.isfinite().all() and ids.shape == (1, 3)
+    words = model.embedder.words.weight.detach().numpy()
+    np.testing.assert_array_equal(words, np.asarray(params["embedder"]["words"]).astype(dtype))
+    back, _ = params_of(tmp_path / "out", tmp_path)
+    wide = "float64" if dtype == "float64" else "float32"
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(back)} == {wide}
+
+
 def test_numbers_that_float16_has_not_are_refused(workdir, tmp_path):
     exported = load_checkpoint(workdir)
     exported.params["heads"]["word_bias"] = exported.params["heads"]["word_bias"].at[0].set(1e5)
@@ -234,11 +256,13 @@ def test_what_is_there_stays_unless_it_is_an_export_and_forced(workdir, tmp_path
     assert "is no exported model" in refused(*flags, "--force")
     assert (mine / "thesis.txt").read_text() == "years"
     older = tmp_path / "older"
-    shutil.copytree(folder, older)
-    (older / "model.safetensors").write_bytes(b"old")
+    main(["export", flags[0], f"--out={older}", "--dtype=bfloat16"])
     assert "exists; name a folder" in refused(flags[0], f"--out={older}")
     main(["export", flags[0], f"--out={older}", "--force"])
     assert (older / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    (older / "model.safetensors").write_bytes(b"tuned")
+    assert "(model.safetensors); --force would delete it" in refused(flags[0], f"--out={older}", "--force")
+    assert (older / "model.safetensors").read_bytes() == b"tuned"
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "older"}
 
 
@@ -254,9 +278,22 @@ def test_an_export_that_breaks_off_leaves_what_was_there(tmp_path):
 
 def test_too_little_disk_is_told_before_anything_is_written(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**7))
-    told = refused(f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}")
+    told = refused(f"--checkpoint={workdir}", f"--out={tmp_path / 'new' / 'out'}")
     assert f"{tmp_path} has 0.01 GB free, the export takes 0.01 GB" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_the_card_has_the_figures_of_the_step_that_was_evaluated(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    (copy / "results.json").write_text(json.dumps({"captioning/image/CIDEr": 12.345}))
+    (copy / "evaluation").mkdir()
+    params, record = load_trained(workdir).model.params, copy / "evaluation" / "stage.json"
+    for digest, told in ((parameters_digest(params), "12.35"), ("another", "Step 3 was not evaluated")):
+        record.write_text(json.dumps({"inputs": {"parameters": digest}}))
+        main(["export", f"--checkpoint={copy}", f"--out={tmp_path / digest[:7]}"])
+        card = (tmp_path / digest[:7] / "README.md").read_text(encoding="utf-8")
+        assert told in card and "after step 3." in card and ("12.35" in card) == (told == "12.35")
 
 
 def test_damaged_results_are_told_before_anything_is_written(workdir, tmp_path):
@@ -281,11 +318,24 @@ def test_checkpoints_that_are_unfinished_damaged_or_foreign_are_refused(workdir,
 
     assert "holds no config.json" in told(tmp_path / "nowhere")
     assert "is not that of a training" in told(folder)
-    steps = workdir / "checkpoints" / "pretrain"
-    assert "is no finished checkpoint" in told(steps / "8.orbax-checkpoint-tmp")
-    assert "is no finished checkpoint" in told(steps / "7")
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
+    steps = copy / "checkpoints" / "pretrain"
+    assert "is no finished checkpoint" in told(steps / "7")
+    unfinished = steps / "8.orbax-checkpoint-tmp"  # as Orbax calls a step until it is whole
+    shutil.copytree(steps / str(STEP), unfinished)
+    for file in [path for path in sorted(unfinished.rglob("*")) if path.is_file()][::2]:
+        file.unlink()
+    assert f"{unfinished} is no finished checkpoint" in told(unfinished)
+    main(["export", f"--checkpoint={copy}", f"--out={tmp_path / 'last'}"])  # the last that is finished
+    assert "after step 3." in (tmp_path / "last" / "README.md").read_text()
+    half = unfinished.rename(steps / "8")  # as a copy that broke off leaves it
+    for place in (half, copy):
+        assert f"{half}: cannot be read" in told(place)
+    shutil.rmtree(half)
+    backup = shutil.copytree(steps, steps.with_name("pretrain_backup"))
+    assert "is of no pretrain; name a step in checkpoints/pretrain" in told(backup / str(STEP))
+    shutil.rmtree(backup)
     files = [path for path in (copy / "checkpoints").rglob("*") if path.is_file()]
     # Several, as the largest may hold what is not read any more.
     for path in sorted(files, key=lambda path: path.stat().st_size)[-3:]:
@@ -295,6 +345,22 @@ def test_checkpoints_that_are_unfinished_damaged_or_foreign_are_refused(workdir,
     assert str(copy / "checkpoints" / "pretrain" / str(STEP)) in told(copy)
     shutil.rmtree(copy / "checkpoints")
     assert "no checkpoint" in told(copy)
+
+
+@pytest.mark.parametrize(
+    "content, lacking",
+    [
+        ([], "cache, data, encoders, evaluation, loader, model"),
+        (3, "cache, data, encoders, evaluation, loader, model"),
+        ({"encoders": {}}, "cache, data, evaluation, loader, model"),
+        ({"task": "captioning", "data": 3}, "data, evaluation, inputs, precision, pretrained"),
+    ],
+)
+def test_a_configuration_of_something_else_is_told_in_one_line(content, lacking, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    told = refused(f"--checkpoint={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert f"config.json is not that of a training: it has no {lacking}" in told
+    assert "name the --workdir of one" in told
 
 
 def test_parameters_of_another_network_are_refused(workdir, tmp_path):
