@@ -152,6 +152,7 @@ def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source
                     " run the pre-training's command again"
                 )
         return sources, caches
+    check_encoders(config, trained)
     if config.data.kind == "source":
         sources = open_splits(config.data.source)
         check_source(config, trained, sources)
@@ -168,11 +169,32 @@ def make_data(config, trained: Trained, workdir: Path) -> tuple[dict[str, Source
     return sources, make_caches(trained.config, workdir, sources, trained.tokenizer, encoders)
 
 
+def shown(config) -> list[str]:
+    """The modalities that occur in config.inputs."""
+    used = input_sets.parse(config.inputs).any(0)
+    return [name for name, is_used in zip(input_sets.NAMES, used, strict=True) if is_used]
+
+
+def check_encoders(config, trained: Trained) -> None:
+    """Raises InputSetError, before noise or questions are made, where the pre-training cannot take them."""
+    if config.data.kind == "questions":
+        needed, able = ("image", "audio"), trained.modalities  # each scene has both
+        remedy = "name questions about pictures alone, with config.data.kind='source'"
+    elif config.data.kind == "noise":
+        needed, remedy = shown(config), "set config.inputs to others"
+        able = (*trained.modalities, *(("image",) if trained.extraction.ready else ()))
+    else:
+        return
+    if lacking := [name for name in needed if name not in able]:
+        raise input_sets.InputSetError(
+            f"{config.task} on {config.data.kind} needs {' and '.join(lacking)}, for which the pre-training"
+            f" in {trained.directory} has no encoder; {remedy}, or name another pre-training"
+        )
+
+
 def check_source(config, trained: Trained, sources: dict[str, Source]) -> None:
     """Raises SourceError or InputSetError for what the task would stumble over once all is cached."""
-    task, spec = TASKS[config.task], config.data.source
-    shown = input_sets.parse(config.inputs).any(0)
-    named = [name for name, used in zip(input_sets.NAMES, shown, strict=True) if used]
+    task, spec, named = TASKS[config.task], config.data.source, shown(config)
     encoders = {"image": trained.extraction.pictures, "audio": trained.extraction.speech}
     for split, source in sources.items():
         if not len(source):

@@ -20,7 +20,7 @@ from opt_jax.evaluation.question_answering import normalise_answer, soft_scores,
 from opt_jax.tasks.input_sets import InputSetError
 from opt_jax.tasks.question_answering import scored
 from opt_jax.tasks.validation import validate
-from opt_jax.trained import load_trained
+from opt_jax.trained import Trained, load_trained
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("red", "blue", "green", "dark", "bright", "small")
@@ -205,9 +205,37 @@ def test_what_the_pretraining_cannot_take_is_told_before_it_is_cached(data, tmp_
         finetuning.make_data(config, a_pretraining(pictures="dvae", speech=None), tmp_path)
 
 
-def a_pretraining(**encoders):
+@pytest.mark.parametrize(
+    ("task", "kind", "inputs", "lacking", "message"),
+    [
+        ("vqa", "questions", ("T+I",), "speech", "vqa on questions needs audio, for which the pre-train"),
+        ("vqa", "questions", ("A",), "pictures", "needs image, .* has no encoder; name questions about pict"),
+        ("speech_recognition", "noise", ("A",), "speech", "speech_recognition on noise needs audio"),
+        ("speech_recognition", "noise", ("A", "I+A"), "pictures", "noise needs image, .*; set config.inputs"),
+    ],
+)
+def test_what_the_pretraining_cannot_take_is_told_before_it_is_made(
+    tmp_path, task, kind, inputs, lacking, message
+):
+    config = load(ROOT / "configs" / "finetune" / f"{task}.py")
+    config.data.kind, config.inputs = kind, inputs
+    encoders = {"pictures": "dvae", "speech": "wav2vec2"} | {lacking: None}
+    with pytest.raises(InputSetError, match=message) as told:
+        finetuning.make_data(config, a_pretraining(**encoders), tmp_path)
+    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+
+
+def test_noise_takes_the_regions_that_pictures_come_with():
+    config = load(ROOT / "configs" / "finetune" / "speech_recognition.py")
+    config.data.kind = "noise"
+    finetuning.check_encoders(config, a_pretraining(pictures=None, speech="wav2vec2", ready=(8, 3)))
+
+
+def a_pretraining(pictures, speech, ready=None):
     """What is asked of one before anything is cached."""
-    return types.SimpleNamespace(extraction=types.SimpleNamespace(**encoders), directory="runs/x")
+    extraction = types.SimpleNamespace(pictures=pictures, speech=speech, ready=ready)
+    able = Trained.modalities.fget(types.SimpleNamespace(extraction=extraction))
+    return types.SimpleNamespace(extraction=extraction, modalities=able, directory="runs/x")
 
 
 @pytest.mark.parametrize(
