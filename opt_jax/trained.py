@@ -173,6 +173,7 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         step, params = restore_parameters(kept, step)
     except FileNotFoundError as error:
         raise WorkdirError(str(error)) from error
+    _check_shapes(model, params, kept / str(step))
     return Trained(
         model=Model(model, params, statistics),
         step=step,
@@ -183,22 +184,11 @@ def load_trained(workdir, step: int | None = None) -> Trained:
         extraction=extraction,
         schema=cache.schema,
         class_names=cache.manifest.class_names,
-    _check_shapes(model, params, kept / str(step))
         regions=region_positions(config, {"train": cache}),
         dvae=dvae,
     )
 
 
-def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTuned:
-    """What `opt_jax.finetuning` made in `workdir`, with the parameters of a step, by default the last.
-
-    pretrained: directory of the pre-training, by default where it was when the fine-tuning began.
-
-    Raises WorkdirError for a pre-training that is not there, or is another; and what `load_trained` raises.
-    """
-    workdir = Path(workdir)
-    config = read_config(workdir)
-    if config.get("task") not in TASKS:
 def _check_shapes(model: OPT, params, checkpoint: Path) -> None:
     """Raises WorkdirError, naming the first parameter that has not the shape of the model's."""
     init = functools.partial(model.init, jax.random.key(0), *smallest_batch(model.sizes))
@@ -212,6 +202,16 @@ def _check_shapes(model: OPT, params, checkpoint: Path) -> None:
             )
 
 
+def load_finetuned(workdir, step: int | None = None, pretrained=None) -> FineTuned:
+    """What `opt_jax.finetuning` made in `workdir`, with the parameters of a step, by default the last.
+
+    pretrained: directory of the pre-training, by default where it was when the fine-tuning began.
+
+    Raises WorkdirError for a pre-training that is not there, or is another; and what `load_trained` raises.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    if config.get("task") not in TASKS:
         raise WorkdirError(f"{workdir} is not that of a fine-tuning; name one's --workdir")
     place = Path(pretrained or config.pretrained)
     if not (place / "config.json").is_file():
