@@ -17,6 +17,7 @@ Letters: B rows, T text positions, V regions, A audio positions, F numbers of a 
 
 import dataclasses
 import json
+import functools
 import shutil
 from pathlib import Path
 
@@ -44,8 +45,8 @@ HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_
 class OptJaxProcessor:
     """The tokenizer, the frozen encoders, and the settings of preprocessor_config.json.
 
-    Attributes: tokenizer, detector, dvae, speech: modules, None for what the model was trained without.
-      settings: of the file. folder: where all of it was read.
+    Attributes: tokenizer. detector, dvae, speech: modules, read when they are first asked for, None for what
+      the folder does not hold. settings: of the file. folder: where all of it is read.
     """
 
     def __init__(self, folder: Path):
@@ -57,14 +58,21 @@ class OptJaxProcessor:
         words = json.loads((folder / "tokenizer_config.json").read_text())
         del words["tokenizer_class"]
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **words)
-        self.detector = self.dvae = self.speech = None
-        if (folder / "detector").is_dir():
-            self.detector = Detector.from_folder(folder / "detector")
-        if (folder / "dvae").is_dir():
-            self.dvae = DiscreteVAE.from_folder(folder / "dvae")
-        if (folder / "wav2vec2").is_dir():
-            windows = self.settings["window_seconds"], self.settings["context_seconds"]
-            self.speech = Speech(folder / "wav2vec2", *windows)
+
+    @functools.cached_property
+    def detector(self) -> Detector | None:
+        place = self.folder / "detector"
+        return Detector.from_folder(place) if place.is_dir() else None
+
+    @functools.cached_property
+    def dvae(self) -> DiscreteVAE | None:
+        place = self.folder / "dvae"
+        return DiscreteVAE.from_folder(place) if place.is_dir() else None
+
+    @functools.cached_property
+    def speech(self) -> Speech | None:
+        place, windows = self.folder / "wav2vec2", ("window_seconds", "context_seconds")
+        return Speech(place, *(self.settings[name] for name in windows)) if place.is_dir() else None
 
     @classmethod
     def from_pretrained(cls, folder, **options) -> "OptJaxProcessor":
