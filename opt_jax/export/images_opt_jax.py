@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 GREY = 127
 MIN_SIDE = 8  # pixels; less holds nothing to see
@@ -13,6 +12,19 @@ MAX_PIXELS = 40_000_000
 THINNEST = 16  # pixels of a resized picture's shorter side
 KNOWN = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MODES = ("1", "L", "LA", "La", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr")  # 8 bits a channel, no palette
+
+
+def pillow():
+    """The package PIL, of use to pictures alone: texts and recordings do without it.
+
+    Raises: ValueError: it is not installed.
+    """
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise ValueError("pictures need the package Pillow, which is not installed") from error
+    return PIL
 
 
 def as_array(picture) -> np.ndarray:
@@ -23,9 +35,10 @@ def as_array(picture) -> np.ndarray:
     Raises: ValueError: it is something else, damaged, of a side under MIN_SIDE or over MAX_PIXELS; or it has
       a palette, print colours or more than 8 bits a channel: what these show depends on more than numbers.
     """
+    pil = pillow()
     if isinstance(picture, str | os.PathLike):
         return from_file(picture)
-    if isinstance(picture, Image.Image):
+    if isinstance(picture, pil.Image.Image):
         return from_pillow(picture)
     if not hasattr(picture, "shape"):
         raise ValueError(
@@ -40,31 +53,33 @@ def as_array(picture) -> np.ndarray:
 
 def from_file(name) -> np.ndarray:
     """`as_array` of a file; errors name it."""
+    pil = pillow()
     if not Path(name).is_file():
         raise ValueError(f"{name}: there is no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
-            file = Image.open(name, formats=KNOWN)
+            warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)  # MAX_PIXELS is lower
+            file = pil.Image.open(name, formats=KNOWN)
         with file:
             check_colours(file)
-            return from_pillow(ImageOps.exif_transpose(file))
-    except UnidentifiedImageError as error:
+            return from_pillow(pil.ImageOps.exif_transpose(file))
+    except pil.UnidentifiedImageError as error:
         raise ValueError(f"{name} is no picture: none of {', '.join(KNOWN)}") from error
     except Exception as error:  # decoders raise all kinds on damaged files
         raise ValueError(f"{name} cannot be used: {error}") from error
 
 
-def from_pillow(picture: Image.Image) -> np.ndarray:
+def from_pillow(picture) -> np.ndarray:
+    """`as_array` of a PIL image."""
     check_colours(picture)
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture, pil = picture.convert("RGBA"), pillow()
+        picture = pil.Image.alpha_composite(pil.Image.new("RGBA", picture.size, "white"), picture)
     return np.asarray(picture.convert("RGB"))
 
 
-def check_colours(picture: Image.Image) -> None:
-    """Raises ValueError unless the size, mode and bits of a picture, decoded or not, can be used."""
+def check_colours(picture) -> None:
+    """Raises ValueError unless the size, mode and bits of a PIL image, decoded or not, can be used."""
     check_size(picture.height, picture.width)
     # Pillow cuts colours of 16 bits to 8 as it decodes them; until then `tile` tells.
     deep = picture.format in ("PNG", "TIFF") and ";16" in str(getattr(picture, "tile", ""))
@@ -88,8 +103,10 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
     """
     top, left, height, width = placed(image.shape, size)
     if (height, width) != image.shape[:2]:
-        method = Image.Resampling.BOX if max(image.shape[:2]) > size else Image.Resampling.BILINEAR
-        image = np.asarray(Image.fromarray(image).resize((width, height), method))
+        pil = pillow()
+        ways = pil.Image.Resampling
+        method = ways.BOX if max(image.shape[:2]) > size else ways.BILINEAR
+        image = np.asarray(pil.Image.fromarray(image).resize((width, height), method))
     square = np.full((size, size, 3), GREY, np.uint8)
     square[top : top + height, left : left + width] = image
     return square
@@ -123,7 +140,8 @@ def resized(image: np.ndarray, min_side: int, max_side: int) -> np.ndarray:
     height, width = (max(1, int(side + 0.5)) for side in sides)
     if (height, width) == image.shape[:2]:
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    pil = pillow()
+    return np.asarray(pil.Image.fromarray(image).resize((width, height), pil.Image.Resampling.BILINEAR))
 
 
 def with_sides(corners: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@
     output = model(**processor(text="a dog", image="dog.jpg"))
 
 A picture is a file's name, a PIL image or uint8 [H, W, 3]; a recording a file's name or samples [N], with
-their `sampling_rate`. Each may be one, or a list of them, then all are lists of the same length.
+their `sampling_rate`. Each may be one, or a list of them, then all are lists of the same length. Pictures
+need Pillow, and sound files soundfile.
 
 Other names that processors go by (images, videos, raw_speech) and tensors but PyTorch's are not supported.
 
@@ -23,14 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from .detector_opt_jax import Detector
 from .dvae_opt_jax import DiscreteVAE
 from .generation_opt_jax import counted
-from .images_opt_jax import as_array, relative_boxes
+from .images_opt_jax import as_array, pillow, relative_boxes
 from .random_opt_jax import gumbel
 from .sound_opt_jax import SAMPLE_RATE, Speech, as_waveform
 
@@ -225,8 +225,8 @@ class OptJaxProcessor:
     @torch.no_grad()
     def draw(
         self, model, text=None, audio=None, sampling_rate: int = SAMPLE_RATE, seed: int = 0, number=None
-    ) -> Image.Image:
-        """A picture of a text, a recording, or of both: of several drawn ones that which matches best.
+    ):
+        """A PIL image of a text, a recording, or of both: of several drawn ones that which matches best.
 
         seed: of the drawing, from 0 on. number: of pictures drawn, by default that of the settings.
         """
@@ -252,7 +252,7 @@ class OptJaxProcessor:
             shown |= {name: x.expand(number, *x.shape[1:]) for name, x in asked.items()}
             logits = model(**shown.to(model.device)).matching_logits
             best = int((logits[:, PAIR_CLASS[query]] - logits[:, NONE_MATCH]).argmax())
-        return Image.fromarray(np.asarray(pictures[best]))
+        return pillow().Image.fromarray(np.asarray(pictures[best]))
 
     def encoded(self, model, **inputs):
         """The model's output for the inputs of `__call__`."""
