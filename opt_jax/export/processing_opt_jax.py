@@ -6,19 +6,19 @@
     processor.transcribe(model, "dog.wav")
     processor.draw(model, "a red ball").save("ball.png")
     output = model(**processor(text="a dog", image="dog.jpg"))
+    loss = model(**processor(image="dog.jpg"), labels=processor.labels("a dog")).loss
+    loss = model(**processor(text="a dog"), image_codes=processor.codes("dog.jpg")).loss
 
 A picture is a file's name, a PIL image or uint8 [H, W, 3]; a recording a file's name or samples [N], with
 their `sampling_rate`. Each may be one, or a list of them, then all are lists of the same length. Pictures
 need Pillow, and sound files soundfile.
 
-Other names that processors go by (images, videos, raw_speech) and tensors but PyTorch's are not supported.
-
-Letters: B rows, T text positions, V regions, A audio positions, F numbers of a feature.
+Letters: B rows, T text positions, V regions, A audio positions, F numbers of a feature, N symbols, G codes.
 """
 
 import dataclasses
-import json
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
+from .configuration_opt_jax import IGNORED
 from .detector_opt_jax import Detector
 from .dvae_opt_jax import DiscreteVAE
 from .generation_opt_jax import counted
-from .images_opt_jax import as_array, pillow, relative_boxes
+from .images_opt_jax import as_array, fit_square, pillow, relative_boxes
 from .random_opt_jax import gumbel
 from .sound_opt_jax import SAMPLE_RATE, Speech, as_waveform
 
@@ -113,13 +114,23 @@ class OptJaxProcessor:
     # --- to the model --------------------------------------------------------------------------------------
 
     def __call__(
-        self, text=None, image=None, audio=None, sampling_rate: int = SAMPLE_RATE, return_tensors="pt"
+        self,
+        text=None,
+        image=None,
+        audio=None,
+        sampling_rate: int = SAMPLE_RATE,
+        return_tensors="pt",
+        images=None,
     ) -> BatchFeature:
         """The arguments of the model's `forward`, padded: ids and masks int64, features float32.
 
-        return_tensors: "pt", the only kind there is. Raises: ValueError: an input cannot be used, or the
-        model was trained without its kind.
+        return_tensors: "pt", the only kind there is. images: `image` as other processors call it.
+
+        Raises: ValueError: an input cannot be used, or the model was trained without its kind.
         """
+        if image is not None and images is not None:
+            raise ValueError("image and images are the same; give one of them")
+        image = images if image is None else image
         if return_tensors not in (None, "pt"):
             raise ValueError(f'return_tensors is {return_tensors!r}; there are tensors of PyTorch only, "pt"')
         for name, given in (("text", text), ("image", image), ("audio", audio)):
@@ -143,6 +154,25 @@ class OptJaxProcessor:
         if len({len(x) for x in inputs.values()}) > 1:
             raise ValueError("texts, images and audios are to be as many")
         return BatchFeature(inputs)
+
+    def labels(self, text) -> Tensor:
+        """The model's `labels` int64 [B, N] for a text, or for several."""
+        return padded([torch.tensor(self.ids(one)[1:]) for one in listed(text)], IGNORED)
+
+    def codes(self, image) -> Tensor:
+        """The model's `image_codes` int64 [B, G] for a picture, or for several."""
+        dvae = self.needed_dvae()
+        squares = np.stack([fit_square(as_array(one), dvae.image_size) for one in listed(image)])
+        return torch.from_numpy(dvae.encode(squares))
+
+    def needed_dvae(self) -> DiscreteVAE:
+        """Raises: ValueError: the folder has none."""
+        if self.dvae is None:
+            raise ValueError(
+                "there is no dvae/ in the folder, and no picture has codes: the model was trained without"
+                " pixels, or exported without its decoders (--only=encoder)"
+            )
+        return self.dvae
 
     def ids(self, text: str) -> list[int]:
         """Of [CLS], the word pieces and [SEP]; of a longer text the first, and [SEP]."""
@@ -214,13 +244,17 @@ class OptJaxProcessor:
         beams = counted("num_beams", num_beams, self.settings["num_beams"])
         output = self.encoded(model, **inputs)
         ids, _ = model.generate_text(output, max_length=most, num_beams=beams)
-        texts = self.decode(ids)
+        texts = self.batch_decode(ids)
         many = any(isinstance(one, list | tuple) for one in inputs.values())
         return texts if many else texts[0]
 
-    def decode(self, ids) -> list[str]:
-        """Texts of ids [B, N], without special tokens."""
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()]
+    def decode(self, ids) -> str:
+        """The text of ids [N], without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def batch_decode(self, ids) -> list[str]:
+        """The texts of ids [B, N], without special tokens."""
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     @torch.no_grad()
     def draw(
@@ -228,15 +262,20 @@ class OptJaxProcessor:
     ):
         """A PIL image of a text, a recording, or of both: of several drawn ones that which matches best.
 
-        seed: of the drawing, from 0 on. number: of pictures drawn, by default that of the settings.
+        seed: of the drawing, from 0 on. number: of pictures drawn, by default that of the settings; one with
+        a fine-tuned model.
         """
-        if self.dvae is None:
-            raise ValueError("this model was trained without pixels, and draws no picture")
+        dvae, pil = self.needed_dvae(), pillow()
         given = {"text": text, "audio": audio}
         given = {name: one for name, one in given.items() if one is not None}
         if not given or any(isinstance(one, list | tuple) for one in given.values()):
             raise ValueError("one picture is drawn: give one text, one audio or both, and no list")
         number = counted("number", number, self.settings["num_drawn"])
+        if number > 1 and self.settings["task"]:
+            raise ValueError(
+                f"number is {number}, of which the matching head would choose; fine-tuning for"
+                f" {self.settings['task']} moved it, so draw one, or several by their seeds"
+            )
         encoded = self.encoded(model, **given, sampling_rate=sampling_rate)
         names = ("last_hidden_state", "attention_mask")
         rows = {name: encoded[name].expand(number, *encoded[name].shape[1:]) for name in names}
@@ -244,7 +283,7 @@ class OptJaxProcessor:
         options = {"top_k": self.settings["top_k"], "noise": lambda step, shape: gumbel(seed, step, shape)}
         options["guidance"] = self.settings["guidance"]
         codes, _ = model.generate_image_codes(encoded, **options)
-        pictures = self.dvae.decode(codes.cpu())
+        pictures = dvae.decode(codes.cpu())
         query, best = "text" if text is not None else "audio", 0
         if number > 1:
             asked = self(**{query: given[query]}, sampling_rate=sampling_rate)
@@ -252,7 +291,7 @@ class OptJaxProcessor:
             shown |= {name: x.expand(number, *x.shape[1:]) for name, x in asked.items()}
             logits = model(**shown.to(model.device)).matching_logits
             best = int((logits[:, PAIR_CLASS[query]] - logits[:, NONE_MATCH]).argmax())
-        return pillow().Image.fromarray(np.asarray(pictures[best]))
+        return pil.Image.fromarray(np.asarray(pictures[best]))
 
     def encoded(self, model, **inputs):
         """The model's output for the inputs of `__call__`."""

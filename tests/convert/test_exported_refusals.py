@@ -155,7 +155,7 @@ def folder(tmp_path):
     words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 9, **SPECIAL}
     (place / "tokenizer_config.json").write_text(json.dumps(words))
     settings = {"auto_map": {"AutoProcessor": PROCESSOR}, "regions": "none", "max_text_tokens": 9}
-    settings |= {"num_beams": 3, "max_new_tokens": 5, "num_drawn": 2}
+    settings |= {"num_beams": 3, "max_new_tokens": 5, "num_drawn": 2, "task": None}
     (place / "preprocessor_config.json").write_text(json.dumps(settings))
     (place / "processing_opt_jax.py").write_text("# code")
     return place
@@ -173,12 +173,12 @@ def test_a_saved_processor_is_whole(folder, tmp_path):
     assert {str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()} == files
     for name in files - {"preprocessor_config.json"}:
         assert (saved / name).read_bytes() == (folder / name).read_bytes()
-    (saved / "detector" / "config.json").unlink()
-    (saved / "detector").rmdir()
     back = OptJaxProcessor.from_pretrained(saved)
     assert back.settings == processor.settings and back.settings["num_beams"] == 4
     assert back("a red ball")["input_ids"].tolist() == processor("a red ball")["input_ids"].tolist()
     back.save_pretrained(saved)  # in place
+    with pytest.raises(KeyError, match="width"):
+        back.detector  # noqa: B018  (an encoder is read when it is asked for)
     with pytest.raises(ValueError, match="has no preprocessor_config.json; name an exported folder"):
         OptJaxProcessor.from_pretrained(tmp_path)
 
@@ -208,6 +208,9 @@ def test_texts_and_numbers_that_cannot_be_used_are_refused(folder, caplog):
         (lambda: processor.draw(model, ["a", "b"]), "one picture is drawn"),
         (lambda: processor.draw(model), "one picture is drawn"),
         (lambda: processor.draw(model, "a", number=0), "number is 0"),
+        (lambda: processor(image="a.png", images=["a.png"]), "image and images are the same"),
+        (lambda: processor(images=[picture_of("RGB")]), "trained without pictures"),
+        (lambda: processor.labels(["a", ""]), "the text is empty"),
     ]
     for function, told in wrong:
         with pytest.raises(ValueError, match=told):
@@ -218,3 +221,31 @@ def test_texts_and_numbers_that_cannot_be_used_are_refused(folder, caplog):
         processor.tokenizer.sep_token_id,
     )
     assert "indexing errors" not in caplog.text
+
+
+def test_a_fine_tuned_model_draws_one_picture(folder):
+    """Several would be ranked by a head that its training moved."""
+    processor = OptJaxProcessor.from_pretrained(folder)
+    processor.dvae, processor.settings["task"] = SimpleNamespace(), "text_to_image"
+    with pytest.raises(ValueError, match="number is 3, .* fine-tuning for text_to_image moved it"):
+        processor.draw(None, "a", number=3)
+
+
+def test_a_folder_without_the_discrete_vae_has_no_codes(folder):
+    processor = OptJaxProcessor.from_pretrained(folder)
+    for function in (lambda: processor.draw(None, "a"), lambda: processor.codes(picture_of("RGB"))):
+        with pytest.raises(ValueError, match="no dvae/ in the folder.* or exported .*--only=encoder"):
+            function()
+
+
+def test_ids_become_texts_and_texts_labels(folder):
+    processor = OptJaxProcessor.from_pretrained(folder)
+    texts = ["red ball", "two"]
+    labels, inputs = processor.labels(texts), processor(text=texts)
+    for row, length in enumerate(inputs["attention_mask"].sum(1) - 1):
+        assert labels[row, :length].tolist() == inputs["input_ids"][row, 1 : length + 1].tolist()
+        assert labels[row, length - 1] == processor.tokenizer.sep_token_id
+        assert (labels[row, length:] == -100).all()
+    assert processor.labels("two").tolist() == [labels[1][labels[1] != -100].tolist()]
+    for ids in (inputs["input_ids"], inputs["input_ids"].tolist()):
+        assert processor.batch_decode(ids) == texts and processor.decode(ids[0]) == texts[0]
