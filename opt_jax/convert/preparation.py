@@ -48,8 +48,8 @@ class Preparation:
 def preparation(
     trained: Trained, workdir: Path, config: ConfigDict, step: int, class_names: Sequence[str]
 ) -> Preparation:
-    """Of a pre-trained model; workdir, config, step and class_names: of the training that is exported, its own
-    or a fine-tuning of it."""
+    """Of a pre-trained model; workdir, config, step and class_names: of the training that is exported, its
+    own or a fine-tuning of it."""
     settings, extraction, fine_tuned = trained.config, trained.extraction, "task" in config
     kind = "detector" if extraction.detector else "grid" if extraction.pictures else "none"
     manifest = read_manifest(trained.directory / TRAIN_FEATURES)

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from test_pipeline import smallest_config
 
-from opt_jax.answers import pretrained_answers
+from opt_jax.answers import finetuned_answers, pretrained_answers
 from opt_jax.cache import FeatureCache, build_cache
 from opt_jax.cache.extraction import Extraction
 from opt_jax.checkpoints import Checkpoints
+from opt_jax.configuration import load
 from opt_jax.convert import opt as conversion
 from opt_jax.convert.__main__ import main
 from opt_jax.convert.card_usage import finetuned_usage
@@ -31,7 +32,7 @@ from opt_jax.encoders.frozen import load_frozen, save_frozen
 from opt_jax.encoders.tokenizer import train_tokenizer
 from opt_jax.pipeline import build_model
 from opt_jax.predict import read
-from opt_jax.trained import load_trained
+from opt_jax.trained import load_finetuned, load_trained
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -40,6 +41,7 @@ from packaging.requirements import Requirement  # noqa: E402  (transformers need
 from opt_jax.export.processing_opt_jax import OptJaxProcessor  # noqa: E402
 from opt_jax.export.random_opt_jax import gumbel  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 TEXTS = ("a red ball", "two blue boxes, far apart", "the green star is large")
 WITHOUT_JAX = """
 import contextlib, io, json, sys
@@ -72,6 +74,29 @@ print(json.dumps({
     "similarity": float(pair.text_embeds[0] @ pair.image_embeds[0]),
 }))
 """
+WITHOUT_PILLOW = """
+import sys
+import numpy as np
+from transformers import AutoModel, AutoProcessor
+for name in ("PIL", "soundfile"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    sys.exit(f"{name} is here")
+folder = sys.argv[1]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+samples = np.sin(np.arange(9000.0))
+assert model(**processor(text="a red ball", audio=samples)).matching_logits.shape == (1, 5)
+for wrong in (dict(image=np.zeros((32, 32, 3), np.uint8)), dict(image="a.png"), dict(audio="a.wav")):
+    try:
+        processor(**wrong)
+    except ValueError as error:
+        assert ("Pillow" if "image" in wrong else "soundfile") in str(error), error
+        continue
+    sys.exit(f"{wrong} was taken")
+"""
 
 
 class Noise:
@@ -94,11 +119,18 @@ class Noise:
         return {"seed": 0}
 
 
+def save(directory, params):
+    checkpoints = Checkpoints(directory, 1, {})
+    checkpoints.save(1, {"params": jax.device_put(params)}, {})
+    checkpoints.close()
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """The directory of a pre-training with toy encoders, without the training."""
     workdir = tmp_path_factory.mktemp("runs") / "toy"
     config = smallest_config(workdir)
+    config.evaluation.max_new_tokens = 20  # the longest text's, as in every configuration
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     for name, toy in (("detector", toy_detector), ("wav2vec2", toy_speech), ("dvae", toy_dvae)):
@@ -114,9 +146,7 @@ def workdir(tmp_path_factory):
     params = drawn(jax.eval_shape(init)["params"], 4, np.float32)
     for block in ("mlp_in", "mlp_out", "cross_out"):  # so that texts do not say one word again and again
         params["text_decoder"]["layers"][block]["kernel"] *= 5
-    checkpoints = Checkpoints(workdir / "checkpoints" / "pretrain", 1, {})
-    checkpoints.save(1, {"params": jax.device_put(params)}, {})
-    checkpoints.close()
+    save(workdir / "checkpoints" / "pretrain", params)
     (workdir / "results.json").write_text(json.dumps({"captioning/image/CIDEr": 12.345, "seconds/data": 1}))
     return workdir
 
@@ -149,13 +179,13 @@ def needed(name: str, found: set) -> set:
     return found
 
 
-def environment_without_jax(place: Path) -> Path:
-    """The Python of a virtual environment that has torch, transformers, Pillow and soundfile, and what they
-    need, by links to the packages here."""
+def environment_without_jax(place: Path, reads_files: bool = True) -> Path:
+    """The Python of a virtual environment that has torch and transformers, with Pillow and soundfile where it
+    `reads_files`, and what they need, by links to the packages here."""
     venv.create(place, symlinks=True)
     (site,) = place.glob("lib/python*/site-packages")
     found: set[str] = set()
-    for name in ("torch", "transformers", "safetensors", "pillow", "soundfile"):
+    for name in ("torch", "transformers", "safetensors", *(("pillow", "soundfile") if reads_files else ())):
         needed(name, found)
     assert not found & {"jax", "jaxlib", "flax", "scipy", "opt-jax", "opt_jax"}
     for name in found:
@@ -167,23 +197,24 @@ def environment_without_jax(place: Path) -> Path:
     return place / "bin" / "python"
 
 
+def run(python: Path, script: str, *arguments, place: Path) -> str:
+    """What a script prints that runs in `place`, without a network."""
+    environment = os.environ | {"HF_HOME": str(place / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [python, "-I", "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_where_there_is_no_jax_the_answers_are_those_of_predict(workdir, folder, files, tmp_path):
     python = environment_without_jax(tmp_path / "venv")
-    (tmp_path / "script.py").write_text(WITHOUT_JAX)
     text, picture = TEXTS[2], tmp_path / "picture-3.png"
     shutil.copytree(folder, tmp_path / folder.name)
     shutil.copyfile(files.image, tmp_path / "dog.jpg")  # as the card calls them; what is in it decides
     shutil.copyfile(files.audio, tmp_path / "dog.wav")
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    done = subprocess.run(
-        [python, "-I", tmp_path / "script.py", folder, files.image, files.audio, text, picture, code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    inputs = (files.image, files.audio, text, picture, code)
+    found = json.loads(run(python, WITHOUT_JAX, folder, *inputs, place=tmp_path).splitlines()[-1])
 
     trained = load_trained(workdir)
     image, audio = read(str(files.image), "image"), read(str(files.audio), "audio")
@@ -210,6 +241,11 @@ def test_where_there_is_no_jax_the_answers_are_those_of_predict(workdir, folder,
     np.testing.assert_allclose(found["similarity"], said["similarity"], rtol=0, atol=1e-4)
 
 
+def test_texts_and_samples_need_neither_pillow_nor_soundfile(folder, tmp_path):
+    python = environment_without_jax(tmp_path / "venv", reads_files=False)
+    run(python, WITHOUT_PILLOW, folder, place=tmp_path)
+
+
 def test_several_inputs_are_padded_and_answered_each_as_alone(folder):
     from opt_jax.export.modeling_opt_jax import OptJaxModel
 
@@ -226,6 +262,43 @@ def test_several_inputs_are_padded_and_answered_each_as_alone(folder):
     assert processor.caption(model, images) == [processor.caption(model, image) for image in images]
     assert len(processor(text="star " * 50)["input_ids"][0]) == 20
     assert processor(text="star " * 50)["input_ids"][0, -1] == processor.tokenizer.sep_token_id
+
+
+def test_texts_and_pictures_become_what_the_model_is_trained_by(workdir, folder):
+    from opt_jax.export.modeling_opt_jax import OptJaxModel
+
+    processor, cache = OptJaxProcessor.from_pretrained(folder), FeatureCache(workdir / "cache/train/features")
+    labels = processor.labels(list(TEXTS))
+    assert not vars(processor).keys() & {"detector", "dvae", "speech"}  # texts need none of them
+    images = [Noise()[row].image for row in range(len(TEXTS))]
+    codes = processor.codes(images)
+    expected = np.stack([cache[row]["image_codes"] for row in range(len(TEXTS))])
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(processor.codes(images[1]), expected[1:2])
+    model = OptJaxModel.from_pretrained(folder)
+    inputs = processor(images=images)
+    assert model(**inputs, labels=labels, image_codes=codes).loss > model(**inputs, labels=labels).loss > 0
+
+
+def test_answers_to_questions_are_those_of_predict(workdir, tmp_path):
+    from opt_jax.export.modeling_opt_jax import OptJaxModel
+
+    config, tuned = load(ROOT / "configs" / "finetune" / "vqa.py"), tmp_path / "vqa"
+    config.pretrained, config.data.kind = str(workdir), "pretraining"
+    params = load_trained(workdir).model.params
+    classes = {"kernel": jax.ShapeDtypeStruct((4 * 32, 3), float), "bias": jax.ShapeDtypeStruct((3,), float)}
+    save(tuned / "checkpoints" / "finetune", {"opt": params, "classes": drawn(classes, 5, np.float32)})
+    (tuned / "config.json").write_text(json.dumps(config.to_dict()))
+    main(["export", f"--checkpoint={tuned}", f"--out={tmp_path / 'out'}"])
+    model, processor = (part.from_pretrained(tmp_path / "out") for part in (OptJaxModel, OptJaxProcessor))
+    found = load_finetuned(tuned)
+    for row, question in enumerate(TEXTS):
+        image = Noise()[row].image
+        expected = finetuned_answers(found, Triplet("input", image=image), [question])["answer_written"]
+        assert processor.write(model, text=question, image=image) == expected
+        assert expected != processor.write(model, text=question, image=image, num_beams=3, max_length=20)
+    with pytest.raises(ValueError, match="fine-tuning for vqa moved it"):
+        processor.draw(model, TEXTS[0], number=2)
 
 
 def test_pictures_are_drawn_with_the_guidance_of_the_settings(folder):
@@ -319,5 +392,5 @@ def test_what_cannot_be_used_is_told_in_one_line(folder, tmp_path):
     processor.speech = processor.dvae = None
     with pytest.raises(ValueError, match="without recordings"):
         processor(audio=sample.audio)
-    with pytest.raises(ValueError, match="draws no picture"):
+    with pytest.raises(ValueError, match="no dvae/ in the folder"):
         processor.draw(None, "a ball")
