@@ -136,22 +136,23 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path, reference):
     np.testing.assert_allclose(lines(tmp_path)[-1]["total"], reference[1][-1]["total"], rtol=1e-5)
 
 
-def test_a_run_interrupted_by_a_signal_ends_as_an_uninterrupted_one(tmp_path, reference):
-    calls = []
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_interrupted_by_a_signal_ends_as_an_uninterrupted_one(tmp_path, reference, number, code):
+    calls, before = [], signal.getsignal(number)
 
     def terminate(step):
         calls.append(step)
         if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, data=Data(after=terminate))
-    assert stopped.value.code == 143
+    assert stopped.value.code == code
     (saved,) = (int(path.name) for path in (tmp_path / "checkpoints/test").iterdir() if path.name.isdigit())
     assert 0 < saved < 6
     assert_same(run(tmp_path), reference[0])
     assert lines(tmp_path)[-1]["step"] == 6
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
 
 
 def test_a_signal_during_the_last_save_ends_the_run_too(tmp_path, monkeypatch):
