@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from opt_jax.checkpoints import Checkpoints, FingerprintMismatch
 from opt_jax.metrics_log import read_metrics
-from opt_jax.train import NonFiniteError, Task, train
+from opt_jax.train import Task, train
 from opt_jax.window import Window
 
 B, T, D = 16, 3, 4
@@ -194,69 +194,6 @@ def test_another_optimizer_is_refused_with_a_difference(tmp_path):
     run(tmp_path, steps=2)
     with pytest.raises(FingerprintMismatch, match=r"training.learning_rate: 0.01 -> 0.02"):
         run(tmp_path, steps=2, learning_rate=2e-2)
-
-
-def test_a_poisoned_batch_changes_nothing_and_is_named(tmp_path, capsys):
-    before = jax.device_get(run(tmp_path / "a", steps=2, decay="constant"))
-    after = run(tmp_path / "b", data=Data(poisoned=(2, 3)), steps=4, decay="constant")
-    assert_same(after, before)
-    said = capsys.readouterr().out
-    assert "step 3: the loss 'restore' is not finite; update skipped" in said
-    assert "step 4:" in said
-    line = lines(tmp_path / "b")[-1]
-    assert line["skipped"] == 2 and line["total"] is None
-
-
-def test_a_bad_gradient_is_named(tmp_path, capsys):
-    def bent(params, batch, key, step):
-        kernel = params["down"]["kernel"]
-        root = jnp.sqrt(jnp.sum(jnp.square(kernel * (step != 1))))  # infinite slope where everything is zero
-        return losses(params, batch, key, step) | {"small": (root, jnp.float32(1))}
-
-    run(tmp_path, Task(TASK.init, bent, TASK.weights, prepare), steps=4)
-    assert "step 2: the gradient of down/kernel is not finite" in capsys.readouterr().out
-    assert lines(tmp_path)[-1]["skipped"] == 1
-
-
-def test_too_many_in_a_row_end_the_run(tmp_path):
-    with pytest.raises(NonFiniteError, match="step 5: the loss 'restore' is not finite, 3 steps in a row"):
-        run(tmp_path, data=Data(poisoned=(0, 2, 3, 4, 5)), max_nonfinite=3)
-
-
-def test_float16_halves_its_scale_until_it_fits(tmp_path):
-    limit = 2.0**12
-
-    def overflowing(params, batch, key, step):
-        @jax.custom_vjp
-        def half(x):
-            return x
-
-        # A backward pass in float16 whose range ends where the loss scale exceeds the limit.
-        half.defvjp(lambda x: (x, None), lambda _, g: (jnp.where(jnp.abs(g) > limit, jnp.inf, g),))
-        total, count = losses(params, batch, key, step)["restore"]
-        return {"restore": (half(total / count) * 1.0, jnp.float32(1))}
-
-    task = Task(TASK.init, overflowing, {"restore": 1.0}, prepare)
-    before = run(tmp_path / "a", task, steps=3, precision="float16", log_every=1)
-    logged = lines(tmp_path / "a")
-    assert [line["loss_scale"] for line in logged] == [2.0**15, 2.0**14, 2.0**13]
-    assert [line["skipped"] for line in logged] == [0, 0, 0]
-    assert_same(before, run(tmp_path / "c", task, steps=1, precision="float16"))
-    after = run(tmp_path / "b", task, steps=4, precision="float16", log_every=1)
-    assert lines(tmp_path / "b")[-1]["loss_scale"] == limit
-    assert np.any(np.asarray(after["up"]["kernel"]) != before["up"]["kernel"])
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_float16_undoes_its_loss_scale(tmp_path, accumulation):
-    # Without clipping and with a large epsilon, Adam's update depends on the size of the gradient.
-    fields = dict(steps=3, clip_norm=0.0, epsilon=1.0, accumulation=accumulation, log_every=1)
-    wanted = run(tmp_path / "a", **fields)
-    found = run(tmp_path / "b", precision="float16", **fields)
-    assert lines(tmp_path / "b")[-1]["loss_scale"] == 2.0**15
-    assert_same(found, wanted, 1e-7)
-    norms = [[line["gradient_norm"] for line in lines(tmp_path / run)] for run in "ab"]
-    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-5)
 
 
 def test_initial_parameters_override_by_path(tmp_path, capsys):
