@@ -8,7 +8,7 @@ from opt_jax.encoders.frozen import save_frozen
 from opt_jax.validation import validate
 
 PRETRAIN = Path(__file__).parents[1] / "configs" / "pretrain.py"
-VARIANTS = ("tiny", "small", "base_paper", "base", "large")
+VARIANTS = ("tiny", "small", "manifest", "base_paper", "base", "large")
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def test_variants_share_fields_and_types_and_are_valid(variant):
     assert {name: type(value) for name, value in flat.items()} == {
         name: type(value) for name, value in tiny.items()
     }
+    config.data.manifest = "data/mine"  # which `manifest` asks for
     for devices in (1, 8):
         validate(config, devices)
 
