@@ -23,27 +23,43 @@ def generate_text(model: OPT, params, memory, valid, key=None, *, max_length, en
         without.
     Returns: ids [B, max_length] (end symbol, then pad_id), log-probability [B], at least in float32.
     """
+    sequence = {"what": "text", "length": max_length, "end_id": end_id}
     if key is None:
-        lengths = {"max_length": max_length, "end_id": end_id, "pad_id": pad_id}
-        return search(model, params, memory, valid, **lengths, **options)
-    drawing = {"what": "text", "length": max_length, "end_id": end_id}
-    ids, score = sample(model, params, memory, valid, key, **drawing, **options)
+        return search(model, params, memory, valid, **sequence, pad_id=pad_id, **options)
+    ids, score = sample(model, params, memory, valid, key, **sequence, **options)
     after = jnp.cumsum(ids == end_id, axis=1) - (ids == end_id) > 0
     return jnp.where(after, pad_id, ids), score
 
 
-def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, beams=1, length_penalty=1.0):
-    """The most likely text for M: greedy with one beam, beam search with several.
+def generate_image_codes(model: OPT, params, memory, valid, key=None, **options):
+    """The codes of a picture for M: drawn where a key is given, else the most likely ones.
 
     Args:
       memory, valid: M [B, S, D] and [B, S] from `OPT.encode`.
-      max_length: positions to decode at most, the end symbol included. end_id, pad_id: of the vocabulary.
-      beams: hypotheses kept alive. One that ends among the best `beams` is finished and leaves; a row is done
-        with `beams` finished ones.
-      length_penalty: a hypothesis scores its log-probability divided by its length to this power.
-    Returns: ids [B, max_length] (end symbol, then pad_id), log-probability [B] in float32.
+      options: temperature, top_k, top_p, guidance (see `sample`) with a key; beams (see `search`) without.
+    Returns: codes [B, G], log-probability [B], at least in float32.
     """
-    step, cache, table = _decoder(model, params, memory, valid, "text", max_length, beams)
+    sequence = {"what": "image", "length": model.sizes.codes_per_image}
+    if key is None:
+        return search(model, params, memory, valid, **sequence, **options)
+    return sample(model, params, memory, valid, key, **sequence, **options)
+
+
+def search(
+    model: OPT, params, memory, valid, *, what, length, end_id=-1, pad_id=0, beams=1, length_penalty=1.0
+):
+    """The most likely sequence for M: greedy with one beam, beam search with several.
+
+    Args:
+      memory, valid: M [B, S, D] and [B, S] from `OPT.encode`.
+      what: 'text' or 'image'. length: positions to decode at most, the end symbol included. end_id: symbol
+        that ends a text, -1 for none (codes have none). pad_id: what follows it.
+      beams: hypotheses kept alive. One that ends among the best `beams` is finished and leaves; a row is done
+        with `beams` finished ones, or without an end symbol after `length` positions.
+      length_penalty: a hypothesis scores its log-probability divided by its length to this power.
+    Returns: symbols [B, length] (end symbol, then pad_id), log-probability [B], at least in float32.
+    """
+    step, cache, table = _decoder(model, params, memory, valid, what, length, beams)
     size = memory.shape[0]
     rows = jnp.arange(size)
     dtype = jnp.promote_types(memory.dtype, jnp.float32)  # of the logits
@@ -51,24 +67,25 @@ def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, bea
     alive = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER).astype(dtype)
     never = jnp.full(size, NEVER, dtype)
     own = jnp.arange(beams)[:, None]
-    nothing = jnp.full((size, max_length), pad_id, jnp.int32), never, never
+    nothing = jnp.full((size, length), pad_id, jnp.int32), never, never
     state = (
         0,
-        jnp.full((size, beams, max_length), pad_id, jnp.int32),
+        jnp.full((size, beams, length), pad_id, jnp.int32),
         jnp.broadcast_to(alive, (size, beams)),
         nothing,  # the best finished hypothesis of each row: ids, log-probability, score
         jnp.zeros(size, jnp.int32),  # how many have finished
-        jnp.broadcast_to(own, (size, beams, max_length)),  # which beam wrote what a beam continues
+        jnp.broadcast_to(own, (size, beams, length)),  # which beam wrote what a beam continues
         cache,
     )
 
     def running(state):
         position, _, _, _, finished, _, _ = state
-        return (position < max_length) & (finished < beams).any()
+        return (position < length) & (finished < beams).any()
 
-    def better(best, ids, scores, length, counts):
-        """The best of each row's finished hypothesis and these [B, N], where `counts` [B, N] holds."""
-        values = jnp.where(counts, scores / length**length_penalty, NEVER)
+    def better(best, ids, scores, written, counts):
+        """The best of each row's finished hypothesis and these [B, N] of `written` symbols, where `counts`
+        [B, N] holds."""
+        values = jnp.where(counts, scores / written**length_penalty, NEVER)
         first = values.argmax(1)
         improves = values[rows, first] > best[2]
         ids = jnp.where(improves[:, None], ids[rows, first], best[0])
@@ -95,13 +112,13 @@ def search(model: OPT, params, memory, valid, *, max_length, end_id, pad_id, bea
         ids, parent = jnp.take_along_axis(ids, kept[..., None], 1), jnp.take_along_axis(parent, kept, 1)
         # The cache stays where it is; what a beam continues is found there.
         origin = jnp.take_along_axis(origin, parent[..., None], 1)
-        origin = jnp.where(jnp.arange(max_length) <= position, origin, own)
+        origin = jnp.where(jnp.arange(length) <= position, origin, own)
         return position + 1, ids, scores, best, finished, origin, cache
 
-    length, ids, scores, best, finished, _, _ = lax.while_loop(running, advance, state)
+    written, ids, scores, best, finished, _, _ = lax.while_loop(running, advance, state)
     # A row that ran out of positions may also give what has not ended.
     counts = jnp.broadcast_to((finished < beams)[:, None], scores.shape)
-    ids, score, _ = better(best, ids, scores, length, counts)
+    ids, score, _ = better(best, ids, scores, written, counts)
     return ids, score
 
 
@@ -156,12 +173,6 @@ def sample(
     start = (jnp.zeros(size, jnp.int32), jnp.zeros(size, bool), jnp.zeros(size, dtype), cache)
     (_, _, score, _), symbols = lax.scan(advance, start, jnp.arange(length))
     return symbols.T, score
-
-
-def generate_image_codes(model: OPT, params, memory, valid, key, **options):
-    """Draws the codes [B, G] of a picture for M; arguments, options and result as for `sample`."""
-    length = model.sizes.codes_per_image
-    return sample(model, params, memory, valid, key, what="image", length=length, **options)
 
 
 def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:

@@ -1,5 +1,6 @@
 """Properties of the model that hold for any weights: what may influence what, and decoding step by step."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opt_jax.models.generation import generate_text, keep_likely, sample
+from opt_jax.models.generation import generate_image_codes, generate_text, keep_likely, sample
 from opt_jax.models.inputs import uncorrupted
 from opt_jax.models.opt import OPT, Sizes
 from opt_jax.partitioning import path_name, unbox
@@ -52,10 +53,10 @@ def make_batch(seed=0):
 
 
 @functools.lru_cache
-def make(pre_norm):
+def make(pre_norm, sizes=SIZES):
     """A model and its parameters, drawn in numpy: biases and norms matter, and no init has to be compiled."""
-    model, batch = OPT(config(pre_norm=pre_norm), SIZES), make_batch()
-    init = functools.partial(model.init, jax.random.key(0), uncorrupted(batch), batch["image_codes"])
+    model, codes = OPT(config(pre_norm=pre_norm), sizes), jnp.zeros((B, sizes.codes_per_image), int)
+    init = functools.partial(model.init, jax.random.key(0), uncorrupted(make_batch()), codes)
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -261,6 +262,37 @@ def test_beam_search_finds_the_best_text_of_two_symbols(length_penalty):
         best = (scores / lengths**length_penalty).argmax()
         np.testing.assert_allclose(score[row], scores[best], atol=1e-4)
         np.testing.assert_allclose(scores[found[row, 0] * 23 + found[row, 1]], scores[best], atol=1e-4)
+
+
+def test_beam_search_finds_the_best_picture_of_all():
+    codes, grid = 3, 4
+    opt = model, params = make(True, dataclasses.replace(SIZES, num_codes=codes, codes_per_image=grid))
+    memory, valid = apply(make(True), "encode", uncorrupted(make_batch()))  # compiled already
+    every = np.array(list(itertools.product(range(codes), repeat=grid)))
+    memory_kv = apply(opt, "image_memory", memory)
+
+    def scores_of_all(row):
+        logits = apply(opt, "image_logits", every, memory_kv[:, row : row + 1], valid[row : row + 1])
+        log_probs = np.asarray(jax.nn.log_softmax(logits))
+        return np.take_along_axis(log_probs, every[..., None], -1)[..., 0].sum(1)
+
+    def found(**options):
+        """(place in `every` [B], log-probability [B])"""
+        generate = functools.partial(generate_image_codes, model, params, **options)
+        found, score = jax.jit(generate)(memory, valid)
+        assert found.shape == (B, grid)
+        return np.asarray(found) @ codes ** np.arange(grid)[::-1], score
+
+    scores = np.stack([scores_of_all(row) for row in range(B)])
+    best, best_score = found(beams=codes ** (grid - 1))  # so many keep every beginning
+    np.testing.assert_array_equal(best, scores.argmax(1))
+    np.testing.assert_allclose(best_score, scores.max(1), atol=1e-4)
+    greedy, greedy_score = found()
+    assert (greedy != best).any()
+    np.testing.assert_allclose(greedy_score, scores[np.arange(B), greedy], atol=1e-4)
+    drawn, drawn_score = found(key=jax.random.key(0), temperature=0)
+    np.testing.assert_array_equal(drawn, greedy)
+    np.testing.assert_allclose(drawn_score, greedy_score, atol=1e-5)
 
 
 def test_matching_scores_are_the_sigmoids_of_the_head(opt):
