@@ -34,9 +34,12 @@ def smallest_config(workdir, variant="tiny"):
     config.encoders.wav2vec2.ctc.train.update(steps=1, batch_size=4)
     encoders = config.encoders
     trains = (encoders.detector.train, encoders.dvae.start.train, encoders.dvae.train)
+    trains += (encoders.wav2vec2.ssl.train, encoders.wav2vec2.ctc.train)
     with config.unlocked():  # fake devices gain nothing here, and cost compiling
-        for train in (*trains, encoders.wav2vec2.ssl.train, encoders.wav2vec2.ctc.train, config.train):
+        for train in (*trains, config.train):
             train.mesh = dict(data=1, fsdp=1, tensor=1)
+    for train in trains:
+        train.warmup_steps = 0
     config.cache.update(examples_per_shard=16, max_audio_positions=64)
     config.objectives.placeholder_lengths.update(text=12, image=6, audio=32)
     config.loader.update(text_lengths=(20,), audio_lengths=(64,))
