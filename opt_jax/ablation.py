@@ -100,8 +100,8 @@ def evaluate(settings, model: Model, loaders, _: Path) -> dict:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Markdown: a line for each cell; the labels' mAP beside the best combination's R@1 by direction, then the
-    R@1 of each scorer alone. After ± one standard error over the pools."""
+    """Markdown: a line for each cell; the labels' mAP beside the best combination's R@1 by direction, then
+    the R@1 of each scorer alone. After ± one standard error over the pools."""
     labels = sorted({key for found in results.values() for key in found if key.startswith("classification/")})
     head = {f"mAP {key.split('/')[1]}": key for key in labels if "chance" not in key}
     recalls = {

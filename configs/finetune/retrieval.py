@@ -21,8 +21,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.margin = 0.2  # between probabilities
     config.contrastive_weight = 1.0
     config.text_weight = 1.0  # of the caption's likelihood given the item alone, one of the scorers
-    # Pairs of so many rows of a batch are trained, each beside so many wrong items and queries of others, which
-    # all rows of the batch may give.
+    # Pairs of so many rows of a batch are trained, each beside so many wrong items and so many queries of
+    # others, which all rows of the batch may give.
     config.anchors = 32 if variant == "tiny" else config.train.batch_size
     config.negatives = 2
     config.hard_fraction = 0.8  # of the pairs: with negatives drawn by similarity; the others evenly
