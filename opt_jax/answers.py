@@ -22,7 +22,6 @@ from opt_jax.tasks.downstream import AUDIO, IMAGE, TEXT
 from opt_jax.trained import FineTuned, Trained
 
 DRAWN = 8  # pictures, of which the one that matches best is kept
-MAX_WORD_PIECES = 64
 TOLD = 5  # labels, or answers to a question, whatever their probability
 
 
@@ -41,7 +40,8 @@ def pretrained_answers(trained: Trained, triplet: Triplet, texts: list[str], see
     answers, settings = {}, trained.config.evaluation
     image, audio = triplet.image is not None, triplet.audio is not None
     batch = trained.batch([triplet]) if image or audio else None
-    written = functools.partial(write, trained.tokenizer, trained.model, batch, beams=settings.beams)
+    options = {"beams": settings.beams, "max_length": settings.max_new_tokens}
+    written = functools.partial(write, trained.tokenizer, trained.model, batch, **options)
     if image:
         answers["caption"] = written((False, True, False))
     if audio:
@@ -76,7 +76,8 @@ def finetuned_answers(tuned: FineTuned, triplet: Triplet, texts: list[str], seed
     batch = trained.batch([described])
     if task in ("captioning", "speech_recognition"):
         name = "caption" if task == "captioning" else "transcript"
-        return {name: write(trained.tokenizer, tuned.model, batch, given, beams=settings.beams)}
+        options = {"beams": settings.beams, "max_length": trained.config.evaluation.max_new_tokens}
+        return {name: write(trained.tokenizer, tuned.model, batch, given, **options)}
     if task == "classification":
         return {"labels": choose(tuned, batch, given, "label")}
     # As long as it was taught: the longest answer with its [SEP], without [CLS].
@@ -117,9 +118,7 @@ def flags(keep: Keep) -> str:
     return " ".join(f"--{name}" for name, kept in zip(input_sets.NAMES, keep, strict=True) if kept)
 
 
-def write(
-    tokenizer: Tokenizer, model: Model, batch, keep: Keep, *, beams: int, max_length: int = MAX_WORD_PIECES
-) -> str:
+def write(tokenizer: Tokenizer, model: Model, batch, keep: Keep, *, beams: int, max_length: int) -> str:
     """The text that a model writes for the first row of a batch, shown `keep`; it ends with its positions."""
     max_length = min(max_length, model.model.config["max_text_positions"])
     options = {"max_length": max_length, "end_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}

@@ -2,7 +2,7 @@
 
 Of a batch, a query's negatives are other rows that the alignment embeddings take for its own: the model's
 own hard negatives. A pair's parts are a query, of one or two modalities, and an item, of one.
-Letters: B rows of the batch; R of them, the first, whose pairs are trained; K negatives on each side of these.
+Letters: B rows of the batch; R of them, the first, whose pairs are trained; K negatives on either side.
 """
 
 import jax
