@@ -60,6 +60,11 @@ def test_every_task_trains_is_measured_and_kept(name, pretrained, tmp_path, caps
         assert name == "vqa" or np.isfinite(results[f"before/{key}"])
     page = (tmp_path / "report.html").read_text()
     assert ("Before and after fine-tuning" in page) == (name != "vqa")
+    if name == "vqa":
+        shown = json.loads((tmp_path / "evaluation" / "examples.json").read_text())["questions"]
+        assert [set(example) for example in shown] == [{"text", "image", "audio", "answers", "truths"}] * 2
+        assert [answer["inputs"] for answer in shown[0]["answers"]] == list(config.inputs)
+        assert page.count("data:audio") == page.count("data:image/png") == 2 and shown[1]["text"] in page
     losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in losses] == [1, 2] and np.isfinite([x["total"] for x in losses]).all()
     capsys.readouterr()
@@ -79,14 +84,21 @@ def test_short_lists_with_everyone_on_them_rank_as_all_pairs_do(pretrained, tmp_
     config.evaluation.update(pools=1, shortlist=10, chunk=4, batch_size=8)
     loaders = {split: finetuning.own_loader(config, trained, c, whole=True) for split, c in caches.items()}
     told = []
-    small, _, _ = evaluate_retrieval(config.evaluation, trained.model, loaders, told.append)
+    small, _, _ = evaluate_retrieval(config.evaluation, trained.model, loaders, lambda what: None)
     large = evaluate_large_pool(config.evaluation, trained.model, loaders, told.append)
-    assert any("minutes" in line for line in told)
+    assert "a pool of 10, 500 pairs on its short lists: in all about" in told[0] and "minutes" in told[0]
     shared = [key for key in small if key.startswith(("retrieval_alignment/", "retrieval_matching/"))]
     assert len(shared) == 30
     for key in shared:
         assert large[key] == small[key], key
     assert large["retrieval/image_to_text/shortlisted"] == 100.0
+    # Without validation triplets the first test rows stand in for them.
+    loaders["validation"].cache.presence = loaders["validation"].cache.presence & [True, False, False]
+    without = evaluate_large_pool(config.evaluation, trained.model, loaders, told.append)
+    assert "on the test split, in 1 pools of 8" in told[-2]
+    assert "weights chosen on the first test pool" in without["retrieval/description"]
+    for key in shared:
+        assert without[key] == small[key], key
 
 
 @pytest.mark.slow
@@ -249,7 +261,8 @@ def test_there_is_no_transcript_without_speech(pretrained, tmp_path, inputs):
 
 
 def test_a_fine_tuning_is_no_pretraining(tmp_path):
-    (tmp_path / "config.json").write_text('{"task": "captioning"}')
+    config = smallest_task("captioning", "nowhere", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     with pytest.raises(WorkdirError, match="that of a captioning"):
         load_trained(tmp_path)
 

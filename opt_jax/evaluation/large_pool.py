@@ -36,20 +36,24 @@ def evaluate_large_pool(
     available = available_modalities(test.cache)
     rows, held_out = (complete_rows(loader.cache, available) for loader in (test, validation))
     rows = rows[: settings.pool_size]
-    lengths = longest(loaders, {"test": rows, "validation": held_out})
+    split = "validation" if len(held_out) else "test"  # where there is none, the first rows stand in for it
+    held_out = held_out if len(held_out) else rows[: settings.batch_size]
+    lengths = longest(loaders, {split: held_out} | {"test": rows})
     size = min(settings.batch_size, len(held_out))
     held_out = held_out[: settings.validation_pools * size]
-    others = list(validation.evaluation_batches(held_out, size, lengths))
-    say(f"weights of the scorers, on validation, in {len(others)} pools of {size}")
+    others = list(loaders[split].evaluation_batches(held_out, size, lengths))
+    wanted, number = pretrained.directions(available), min(settings.shortlist, len(rows))
+    pool = Pool(model, test.evaluation_batches(rows, size, lengths), len(rows))
+    minutes = predicted_seconds(settings, pool, others, available, number) / 60
+    pairs = len(wanted) * len(rows) * number
+    say(f"a pool of {len(rows)}, {pairs} pairs on its short lists: in all about {minutes:.1f} minutes")
+    say(f"weights of the scorers, on the {split} split, in {len(others)} pools of {size}")
     weights = pretrained.best_weights(model, others, settings.rerank_top, available)
 
-    pool = Pool(model, test.evaluation_batches(rows, size, lengths), len(rows))
+    pool.fill()
     gibibytes = pool.states.nbytes / 2**30
-    say(f"a pool of {len(rows)}: what the alignment layers give takes {gibibytes:.2f} GiB")
-    number = min(settings.shortlist, len(rows))
-    wanted = pretrained.directions(available)
+    say(f"what the alignment layers give for the pool takes {gibibytes:.2f} GiB")
     items = {name: top_k(pool.similarity(*pair), number) for name, pair in wanted.items()}
-    predict_time(pool, wanted, items, settings.chunk, say)
     priors = {name: pool.prior(others[0], name) for name in ("image", "audio") if name in available}
     results, ranked, correct = {}, {}, equal_captions(pool.keys, pool.keys)
     for direction, (queries, item) in wanted.items():
@@ -77,48 +81,78 @@ def evaluate_large_pool(
         on_list = np.take_along_axis(correct, listed, 1).any(1)
         results[f"retrieval/{direction}/shortlisted"] = 100 * float(on_list.mean())
     results |= {"retrieval/pool": len(rows), "retrieval/shortlist": number}
-    described = describe(weights, settings.rerank_top, on_validation=True)
+    described = describe(weights, settings.rerank_top, split == "validation")
     return results | {"retrieval/description": f"{described}; of the {number} that alignment likes best"}
 
 
-def predict_time(pool, wanted: Mapping, items: Mapping, chunk: int, say) -> None:
-    """Says how long the pairs on the short lists will take, from one chunk of each direction, compiled."""
-    seconds, pairs = 0.0, 0
-    for name, (queries, item) in wanted.items():
-        pool.chunk(queries, item, items[name], 0, chunk)
-        start = time.monotonic()
-        pool.chunk(queries, item, items[name], 0, chunk)
-        seconds += (time.monotonic() - start) * -(-len(pool.keys) // chunk)
-        pairs += items[name].size
-    say(f"{pairs} pairs on the short lists of {len(wanted)} directions: about {seconds / 60:.1f} minutes")
+def predicted_seconds(settings, pool, others, available, number: int) -> float:
+    """How long all of it will take, from one run, compiled, of each part: the alignment of the pool, how
+    likely its texts are (`Pool.prior`), the weights on the batches `others`, the pairs on lists of `number`
+    items."""
+    batch, model, queries = others[0], pool.model, len(pool.keys)
+    size = len(batch["present"])
+    batches, chunks = -(-queries // size), -(-queries // settings.chunk)
+    seconds = batches * timed(model.aligned, batch)
+    for source in ("image", "audio"):
+        if source in available:
+            seconds += (batches + len(others)) * timed(model.likelihood, batch, source)
+    for pair in pretrained.directions(available).values():
+        if settings.rerank_top:
+            tops = np.zeros((size, min(settings.rerank_top, size)), np.int64)
+            seconds += len(others) * timed(model.matching, batch, *pair, tops)
+        listed = np.zeros((queries, number), np.int64)
+        seconds += chunks * timed(pool.chunk, *pair, listed, 0, settings.chunk)
+    return seconds
+
+
+def timed(function: Callable, *arguments) -> float:
+    """Seconds of a call after one that compiles."""
+    function(*arguments)
+    start = time.monotonic()
+    function(*arguments)
+    return time.monotonic() - start
 
 
 class Pool:
     """What the alignment layers give for all triplets of a pool, and the scores of pairs of it.
 
-    Attributes: states [N, S, D], valid [N, S], alone [D], units {modality: [N, E]}: see `Model.aligned`.
+    Attributes: states [N, S, D], valid [N, S]; units {name: [N, E]}; alone [D], see `Model.aligned`.
       lengths: (T, V, A). texts: (ids, weight) [N, T - 1], without [CLS]. keys [N]: of the captions.
     """
 
     def __init__(self, model: Model, batches, size: int):
-        """`batches`: of the loader, all of one shape, together `size` rows and fillers after them."""
-        self.model, self.text_batches = model, []
-        states, valid, units, keys = [], [], [], []
-        for batch in batches:
-            aligned = model.aligned(batch)
-            for parts, part in zip((states, valid, units), aligned, strict=False):
-                parts.append(part)
-            self.alone, self.lengths = aligned[3], lengths_of(batch)
-            keys.append(batch["caption_key"])
-            self.text_batches.append({name: batch[name] for name in ("text_ids", "text_valid")})
+        """`batches`: of the loader, all of one shape, together `size` rows and fillers after them. The first
+        is aligned here, so that chunks of pairs can be timed; `fill` aligns the others."""
+        self.model, self.waiting, self.size = model, iter(batches), size
+        self.text_batches, self.whole, self.filled = [], {}, 0
+        self._add(next(self.waiting))
+        self._place()
+
+    def fill(self) -> None:
+        for batch in self.waiting:
+            self._add(batch)
+        self._place()
+
+    def _add(self, batch) -> None:
+        states, valid, units, self.alone = self.model.aligned(batch)
+        self.lengths = lengths_of(batch)
+        self.text_batches.append({name: batch[name] for name in ("text_ids", "text_valid")})
+        found = {"states": states, "valid": valid, "keys": batch["caption_key"], **units}
+        found |= {name: array[:, 1:] for name, array in self.text_batches[-1].items()}
+        for name, array in found.items():
+            if name not in self.whole:
+                self.whole[name] = np.zeros((self.size, *array.shape[1:]), array.dtype)
+            room = self.whole[name][self.filled :][: len(array)]
+            room[:] = array[: len(room)]
+        self.filled += len(states)
+
+    def _place(self) -> None:
+        self.states = self.valid = None  # so that there are never two of them
         # On the device once, and not with every chunk.
-        self.states, self.valid = (jnp.asarray(np.concatenate(parts)[:size]) for parts in (states, valid))
-        self.units = {name: np.concatenate([unit[name] for unit in units])[:size] for name in units[0]}
-        self.keys = np.concatenate(keys)[:size]
-        self.texts = tuple(
-            np.concatenate([batch[name][:, 1:] for batch in self.text_batches])[:size]
-            for name in ("text_ids", "text_valid")
-        )
+        self.states, self.valid = (jnp.asarray(self.whole[name]) for name in ("states", "valid"))
+        self.units = {name: self.whole[name] for name in ("text", "image", "audio") if name in self.whole}
+        self.keys = self.whole["keys"]
+        self.texts = self.whole["text_ids"], self.whole["text_valid"]
 
     def similarity(self, queries: tuple[str, ...], item: str) -> np.ndarray:
         """Alignment [N, N]."""
