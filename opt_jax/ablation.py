@@ -40,6 +40,7 @@ def run(config, workdir) -> dict:
     """Trains and evaluates every cell; returns {cell: results}. `config` is that of configs/ablation.py."""
     workdir = Path(workdir)
     setup = load_trained(config.pretrained)
+    write_record(workdir / "config.json", config.to_dict())
     caches = {split: FeatureCache(setup.directory / "cache" / split / "features") for split in SPLITS}
     encoders = {name: path for name, path in setup.encoders.items() if path}
     weights = training_weights(setup.config, make_sources(setup.config, setup.directory)["train"])
@@ -70,7 +71,6 @@ def run(config, workdir) -> dict:
         }
         results[cell] = run_stage("evaluation", directory / "evaluation", inputs, build, collective=False)
         write_record(workdir / "results.json", results)
-    write_record(workdir / "config.json", config.to_dict())
     text = table(results)
     (workdir / "table.md").write_text(text + "\n")
     print(text, flush=True)
