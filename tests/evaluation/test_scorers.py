@@ -116,6 +116,7 @@ def test_a_pool_in_parts_has_the_scores_of_one_batch(model, batch, queries, item
     batch = batch | {"row_valid": np.ones(P, bool)}
     halves = [{name: x[part] for name, x in batch.items()} for part in (slice(0, 2), slice(2, 4))]
     pool, everyone = Pool(model, halves, P), np.tile(np.arange(P), (P, 1))
+    pool.fill()
     found = pool.scores(queries, item, everyone, 3, "pairs")  # which four queries do not fill
     np.testing.assert_allclose(found["matching"], model.matching(batch, queries, item), rtol=1e-4, atol=1e-5)
     likelihood = model.likelihood(batch, queries[0] if item == "text" else item)
@@ -129,7 +130,9 @@ def test_a_pool_in_parts_has_the_scores_of_one_batch(model, batch, queries, item
 def test_the_prior_of_a_text_is_its_mean_probability(model, batch):
     halves = [{name: x[part] for name, x in batch.items()} for part in (slice(0, 2), slice(2, 4))]
     reference = halves[1] | {"row_valid": np.array([True, True])}
-    found = Pool(model, halves, P).prior(reference, "image")
+    pool = Pool(model, halves, P)
+    pool.fill()
+    found = pool.prior(reference, "image")
     np.testing.assert_allclose(found, np.log(np.exp(model.likelihood(batch, "image")[2:]).mean(0)), rtol=1e-4)
 
 
