@@ -4,6 +4,7 @@ pictures, probe.
 Figures are in the paper's units (percent; BLEU and CIDEr times 100), under the keys of results.json.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from opt_jax.evaluation.retrieval import (
 )
 from opt_jax.evaluation.scorers import Model
 from opt_jax.evaluation.speech_recognition import error_rates
+from opt_jax.metrics_log import progress
 
 DIRECTIONS = {
     "image_to_text": (("image",), "text"),
@@ -92,10 +94,10 @@ def best_weights(
     information alone, no re-ranking, and for a text with speech the ranking by the text. No weights at all
     mean the last; 0 leaves a scorer out.
     """
-    scored = [pool_scores(model, batch, available) for batch in batches]
+    scored = [pool_scores(model, batch, available) for batch in progress(batches, desc="weights: pools")]
     correct = [_correct(batch) for batch in batches]
     chosen, ranked = {}, {}
-    for direction, (queries, _) in directions(available).items():
+    for direction, (queries, _) in progress(directions(available).items(), desc="weights: directions"):
         names = scored[0][direction]
         options = [{"information": 1.0}]
         if "text_alignment" in names:
@@ -193,7 +195,7 @@ def retrieval(
         for key, value in recall_at_k(scores, correct).items():
             recalls.setdefault(f"{scorer}/{direction}/{key}{suffix}", []).append(value)
 
-    for number, batch in enumerate(batches):
+    for batch in progress(batches, desc="retrieval: pools"):
         scores, correct = pool_scores(model, batch, available), _correct(batch)
         best.append({})
         for direction in directions(available):
@@ -216,9 +218,12 @@ def retrieval(
             elsewhere = np.concatenate([model.likelihood(other | texts, "image") for other in others])
             alone = mutual_information(scores["image_to_text"]["log_likelihood"], elsewhere)
             note("retrieval_information_alone", "image_to_text", alone, correct)
-        if number < matching_pools:
-            for direction, matrix in matching_scores(model, batch, available).items():
-                note("retrieval_matching", direction, matrix, correct)
+    compared = list(itertools.product(batches[:matching_pools], matched(available)))
+    for batch, (queries, item) in progress(compared, desc="retrieval: all pairs", disable=not compared):
+        matrix, correct = model.matching(batch, queries, item), _correct(batch)
+        note("retrieval_matching", f"{'_'.join(queries)}_to_{item}", matrix, correct)
+        if queries == ("text",):
+            note("retrieval_matching", f"{item}_to_text", matrix.T, correct)
     results = {key: float(np.mean(values)) for key, values in recalls.items()} | _spread(recalls)
     names = [f"retrieval/{name}/R@1" for name in ("text_audio_to_image", "text_to_image")]
     if set(names) <= set(recalls):
@@ -233,16 +238,9 @@ def seen_and_unseen(keys: np.ndarray, known: np.ndarray | None) -> dict[str, np.
     return rows if all(map(len, rows.values())) else {}
 
 
-def matching_scores(model: Model, batch, available: Sequence[str] = MODALITIES) -> dict[str, np.ndarray]:
-    """Matching's scores [P, P] of all pairs of a pool, by direction; a pair's two directions share them."""
-    scores = {}
-    for other in ("image", "audio"):
-        if other in available:
-            scores[f"text_to_{other}"] = model.matching(batch, ("text",), other)
-            scores[f"{other}_to_text"] = scores[f"text_to_{other}"].T
-    if "text_audio_to_image" in directions(available):
-        scores["text_audio_to_image"] = model.matching(batch, ("text", "audio"), "image")
-    return scores
+def matched(available: Sequence[str] = MODALITIES) -> list[tuple]:
+    """The directions (queries, item) that matching has to score; its scores of a pair hold both ways."""
+    return [(queries, item) for queries, item in directions(available).values() if "text" in queries]
 
 
 def _spread(recalls: dict[str, list[float]]) -> dict[str, float]:
@@ -279,7 +277,7 @@ def write_texts(model: Model, batches, keep, tokenizer, *, max_length: int, beam
         "beams": beams,
     }
     texts = []
-    for batch in batches:
+    for batch in progress(batches, desc="texts"):
         ids = model.text(batch, keep, **options)
         texts += [tokenizer.decode([int(i) for i in row]) for row in ids[np.asarray(batch["row_valid"])]]
     return texts
@@ -353,10 +351,9 @@ def probe(
 
     train_labels, validation_labels, test_labels = (gather(part, lambda b: b["labels"]) for part in splits)
     results = {"classification/chance/mAP": chance_mean_average_precision(test_labels)}
-    for name in sets:
+    shown = [name for name in sets if set(itertools.compress(MODALITIES, INPUT_SETS[name])) <= set(available)]
+    for name in progress(shown, desc="probes"):
         keep = tuple(map(bool, INPUT_SETS[name]))
-        if not {m for m, kept in zip(MODALITIES, keep, strict=True) if kept} <= set(available):
-            continue
         train, validation, test = (gather(p, lambda b, k=keep: model.probe_features(b, k)) for p in splits)
 
         def tried(decay, features, labels, train=train):

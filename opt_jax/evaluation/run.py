@@ -89,6 +89,7 @@ def evaluate(
         params, detector = frozen["detector"]
         boxes = pictured and pictured[0].boxes is not None
         if boxes and len(sources["test"].class_names) == detector["num_classes"]:
+            say("the detector on pictures")
             scores = evaluate_detector(params, detector, sources["test"], batch_size=16)
             results |= {f"encoders/detector/test_{name}": value for name, value in scores.items()}
 

@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import re
+import types
 
 import jax
 import numpy as np
@@ -206,6 +208,51 @@ def test_speech_that_finds_pictures_is_used_beside_the_text(batch):
     results, best = pretrained.retrieval(Speaking(), [batch], weights, [], **options)
     assert results["retrieval/text_audio_to_image/R@1"] == 0.0
     np.testing.assert_array_equal(best[0]["text_audio_to_image"], best[0]["text_to_image"])
+
+
+class Matching(Known):
+    """Matching finds the item of every query, were it not that all like item 0 best."""
+
+    def matching(self, batch, queries, item, candidates=None):
+        scores = np.eye(P) + 5.0 * (np.arange(P) == 0)
+        return scores if candidates is None else np.take_along_axis(scores, candidates, 1)
+
+    def text(self, batch, keep, **options):
+        return batch["text_ids"]
+
+    def probe_features(self, batch, keep):
+        return batch["labels"]
+
+
+def test_matching_of_all_pairs_holds_both_ways(batch):
+    options = {"matching_pools": 1, "rerank_top": 0}
+    weights = pretrained.best_weights(Matching(), [batch], rerank_top=0)
+    results, _ = pretrained.retrieval(Matching(), [batch, batch], weights, [], **options)
+    for direction in ("text_to_image", "text_to_audio", "text_audio_to_image"):
+        assert results[f"retrieval_matching/{direction}/R@1"] == 25.0
+    for direction in ("image_to_text", "audio_to_text"):
+        assert results[f"retrieval_matching/{direction}/R@1"] == 100.0
+
+
+def test_stages_tell_how_far_they_are(batch, capsys, monkeypatch):
+    batch = batch | {"row_valid": np.ones(P, bool), "labels": np.eye(P)}
+    model, pools = Matching(), [batch, batch]
+    weights = pretrained.best_weights(model, pools, rerank_top=2)
+    pretrained.retrieval(model, pools, weights, [], matching_pools=1, rerank_top=2)
+    tokenizer = types.SimpleNamespace(sep_id=3, pad_id=0, decode=str)
+    options = {"max_length": T, "beams": 1}
+    assert len(pretrained.write_texts(model, pools, (False, True, True), tokenizer, **options)) == 2 * P
+    monkeypatch.setattr(pretrained, "linear_probe", lambda train, labels, test, weight_decay: test)
+    pretrained.probe(model, pools, [], [batch], ("text", "image"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "100%" in line]
+    assert [re.search(r"(.*): +100%.* (\d+)/\d+ \[.*(it/s|s/it)\]", line).groups()[:2] for line in told] == [
+        ("weights: pools", "2"),
+        ("weights: directions", "5"),
+        ("retrieval: pools", "2"),
+        ("retrieval: all pairs", "3"),
+        ("texts", "2"),
+        ("probes", "3"),
+    ]
 
 
 def test_the_simple_ranking_stays_unless_another_is_clearly_better():
