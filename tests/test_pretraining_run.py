@@ -1,6 +1,8 @@
 """Pre-training through the loop, the loader and a tiny cache, on meshes of simulated devices."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from tiny_cache import SCHEMA, TinyExtractor, TinySource
 
 from opt_jax.cache import FeatureCache, build_cache
 from opt_jax.data.loader import Loader, LoaderConfig
-from opt_jax.metrics_log import read_metrics
+from opt_jax.metrics_log import MetricsLog, read_metrics
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
 from opt_jax.objectives.corruption import Corruption
@@ -19,12 +21,12 @@ from opt_jax.partitioning import is_boxed, path_name
 from opt_jax.pretraining import pretraining_task
 from opt_jax.train import train
 
-pytestmark = pytest.mark.slow  # each case compiles a training step
+pytestmark = pytest.mark.slow  # each case compiles a training step, which takes a minute
 B, STACK = 16, 2
 WITHIN_ROWS = ("mlm", "mvfr", "mrc", "mafr", "macl", "dtr", "dir")  # a row's loss needs no other row
 
 
-def make_task(cache):
+def make_task(cache, dropout):
     sizes = Sizes(
         vocab_size=16,
         region_size=4,
@@ -35,7 +37,7 @@ def make_task(cache):
     )
     decoder = dict(num_layers=1, num_heads=2, mlp_size=8)
     config = dict(
-        hidden_size=8, num_layers=2, num_heads=2, mlp_size=8, dropout=0.0, pre_norm=True,
+        hidden_size=8, num_layers=2, num_heads=2, mlp_size=8, dropout=dropout, pre_norm=True,
         layer_norm_epsilon=1e-12, num_alignment_layers=1, alignment_size=4, temperature_init=0.07,
         temperature_min=0.01, max_text_positions=5, max_audio_positions=3, frame_window=3,
         remat=False, unroll=1,
@@ -80,24 +82,28 @@ def cache(tmp_path_factory):
     return FeatureCache(directory)
 
 
-def run(cache, workdir, mesh=(1, 1, 1), steps=3, **fields):
-    loader = LoaderConfig(
+def run(cache, workdir, mesh=(1, 1, 1), dropout=0.1, **fields):
+    """Two epochs and a bit, with all that makes a step depend on which one it is."""
+    options = LoaderConfig(
         batch_size=B, buckets=((5, 3),), audio_stack=STACK, max_regions=2, seed=3, threads=0
     )
-    settings = dict(steps=steps, batch_size=B, learning_rate=1e-2, decay="constant", log_every=1)
+    loader = Loader(cache, options)
+    assert loader.steps_per_epoch == 3
+    settings = dict(steps=7, batch_size=B, learning_rate=1e-2, warmup_steps=2, decay="cosine", log_every=1)
     settings["mesh"] = dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
     config = ConfigDict(settings | fields)
-    params = train(
-        make_task(cache), Loader(cache, loader), config, workdir, name="run", seed=5, fingerprint={}
-    )
-    logged = [line for line in read_metrics(workdir / "metrics.jsonl") if "total" in line]
-    return params, logged
+    params = train(make_task(cache, dropout), loader, config, workdir, name="run", seed=5, fingerprint={})
+    return params, lines(workdir)
+
+
+def lines(workdir):
+    return [line for line in read_metrics(workdir / "metrics.jsonl") if "total" in line]
 
 
 @pytest.fixture(scope="module")
 def reference(cache, tmp_path_factory):
     params, logged = run(cache, tmp_path_factory.mktemp("reference"))
-    assert len(logged) == 3 and all(line["skipped"] == 0 for line in logged)
+    assert len(logged) == 7 and all(line["skipped"] == 0 for line in logged)
     return jax.device_get(params), logged
 
 
@@ -119,16 +125,30 @@ def test_meshes_give_the_same_losses(cache, tmp_path, reference, mesh):
         assert qkv.sharding.shard_shape(qkv.shape) == (2, 4, 3, 1, 4)
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(cache, tmp_path, reference):
-    run(cache, tmp_path, steps=1)
+def test_an_interrupted_run_ends_with_the_same_bits(cache, tmp_path, monkeypatch, reference):
+    write = MetricsLog.write
+
+    def stop(self, step, values):
+        write(self, step, values)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsLog, "write", stop)
+    with pytest.raises(SystemExit):
+        run(cache, tmp_path)
+    monkeypatch.undo()
+    assert len(lines(tmp_path)) == 5  # in the middle of the second epoch
     params, logged = run(cache, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), reference[0])
-    names = (*WITHIN_ROWS, "matching", "contrastive", "total")
+    names = (*WITHIN_ROWS, "matching", "contrastive", "total", "learning_rate", "gradient_norm")
     assert [[line[name] for name in names] for line in logged] == [
         [line[name] for name in names] for line in reference[1]
     ]
 
 
-def test_accumulation_gives_the_same_losses_within_rows(cache, tmp_path, reference):
-    _, logged = run(cache, tmp_path, steps=1, accumulation=2)
-    assert_close(logged[0], reference[1][0], WITHIN_ROWS, 1e-5)
+def test_accumulation_gives_the_same_losses_within_rows(cache, tmp_path):
+    (whole,), (parts,) = (
+        run(cache, tmp_path / str(n), dropout=0.0, steps=1, decay="constant", accumulation=n)[1]
+        for n in (1, 2)
+    )
+    assert_close(parts, whole, WITHIN_ROWS, 1e-5)
