@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from test_wav2vec2_batches import Noise, speech
 
 from configs.encoders.wav2vec2 import get_config
+from opt_jax.checkpoints import restore_parameters
 from opt_jax.encoders import wav2vec2_objectives as objectives
 from opt_jax.encoders.frozen import load_frozen
 from opt_jax.encoders.wav2vec2 import Wav2Vec2ForCTC, frame_count
@@ -292,13 +293,18 @@ def test_every_axis_name_has_a_rule(variant):
         assert millions[0] < count / 1e6 < millions[1]
 
 
-@pytest.mark.slow  # tests/test_pipeline.py runs the recipe too, without looking at what it returns
-def test_recipe_trains_freezes_and_reads_back(tmp_path):
+def recipe(steps: int) -> ConfigDict:
     config = small_config(num_layers=1)
     config.batches.update(dict(bucket_seconds=(0.2,), pool_batches=2, letters_per_second=40.0))
     config.batches.evaluation_batch_size = 4
-    config.ssl.train.update(dict(steps=2, batch_size=2, mesh=dict(data=1)))
-    config.ctc.train.update(dict(steps=2, batch_size=2, mesh=dict(data=1)))
+    for part in (config.ssl, config.ctc):
+        part.train.update(dict(steps=steps, batch_size=2, mesh=dict(data=1)))
+    return config
+
+
+@pytest.mark.slow  # tests/test_pipeline.py runs the recipe too, without looking at what it returns
+def test_recipe_trains_freezes_and_reads_back(tmp_path):
+    config = recipe(steps=2)
     config.ctc.compare_scratch = True
     metrics = train_wav2vec2(config, Noise(), Noise(), tmp_path, 0)
     wanted = {"ssl_contrast_accuracy", "ssl_contrast_chance", "ssl_code_perplexity", "WER", "scratch_WER"}
@@ -310,3 +316,36 @@ def test_recipe_trains_freezes_and_reads_back(tmp_path):
     features, counts = Extractor(params, ConfigDict(model)).extract(clip, length)
     logits, _ = Extractor(params, ConfigDict(model)).logits(clip, length)
     assert features.shape[2] == 8 and counts.tolist() == [6] and logits.shape[2] == 29
+
+
+@pytest.mark.parametrize(
+    "half, told, frozen",
+    [
+        (
+            "ssl",
+            {"ssl_contrast", "ssl_contrast_accuracy", "ssl_contrast_chance", "ssl_code_perplexity"},
+            {"wav2vec2"},
+        ),
+        ("ctc", {"WER", "CER", "clips"}, {"wav2vec2", "ctc_head"}),
+    ],
+)
+def test_each_half_can_be_switched_off(tmp_path, half, told, frozen):
+    config = recipe(steps=1)
+    # One layer of convolution compiles faster than seven.
+    config.model.update(dict(conv_dim=(6,), conv_kernel=(400,), conv_stride=(320,)))
+    config.ctc.compare_scratch = True  # with nothing to compare
+    for part in ("ssl", "ctc"):
+        config[part].enabled = part == half
+    assert set(train_wav2vec2(config, Noise(), Noise(), tmp_path, 0)) == told
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"wav2vec2_{half}"]
+    found, _ = load_frozen(tmp_path)
+    assert set(found) == frozen
+    _, trained = restore_parameters(tmp_path / "checkpoints" / f"wav2vec2_{half}")
+    jax.tree.map(np.testing.assert_array_equal, found, {name: trained[name] for name in frozen})
+
+
+def test_something_has_to_be_trained(tmp_path):
+    config = recipe(steps=1)
+    config.ssl.enabled = config.ctc.enabled = False
+    with pytest.raises(ValueError, match="nothing to train"):
+        train_wav2vec2(config, Noise(), Noise(), tmp_path, 0)
