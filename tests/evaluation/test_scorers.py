@@ -262,6 +262,8 @@ def test_the_simple_ranking_stays_unless_another_is_clearly_better():
 
     correct = [np.eye(6, dtype=bool)]
     assert clearly_best({"simple": pools(0, 1), "more": pools(0, 1, 2, 3)}, "simple", correct) == "more"
+    gained = {"simple": pools(0, 1), "more": pools(0, 1, 2, 3)}  # 1/3, its standard error 0.19
+    assert clearly_best(gained, "simple", correct, errors=2.0) == "simple"
     # Two found for one lost: a gain of 1/6, its standard error 0.28.
     assert clearly_best({"simple": pools(0, 1), "more": pools(0, 2, 3)}, "simple", correct) == "simple"
     assert clearly_best({"simple": pools(0, 1), "more": pools(0, 1)}, "simple", correct) == "simple"
