@@ -103,7 +103,7 @@ def dropout(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
         return x
     *lead, last = x.shape
     words = jax.random.bits(key, (*lead, -(-last // 4)), jnp.uint32)
-    draws = lax.bitcast_convert_type(words, jnp.uint8).reshape(*lead, -1)[..., :last]
+    draws = lax.bitcast_convert_type(words, jnp.uint8).reshape(*lead, 4 * words.shape[-1])[..., :last]
     return jnp.where(draws >= threshold, x * (256 / (256 - threshold)), 0).astype(x.dtype)
 
 

@@ -15,7 +15,6 @@ from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.classification import chance_mean_average_precision, mean_average_precision
 from opt_jax.models.cross_encoder import masked_mean
 from opt_jax.models.heads import wide
-from opt_jax.models.inputs import standardise
 from opt_jax.models.layers import dense, dense_init
 from opt_jax.models.opt import lengths_of
 from opt_jax.tasks import input_sets
@@ -122,7 +121,7 @@ class Classification(Downstream):
 
     def answer(self, params, batch) -> tuple[jax.Array, ...]:
         """(logits [B, C],) of a batch with `keep`."""
-        batch = standardise(batch, self.trained.model.statistics)
+        batch = self.ready(batch)
         memory, valid = self.encode(params["opt"], batch)
         return (class_logits(params["classes"], memory, valid, lengths_of(batch)),)
 

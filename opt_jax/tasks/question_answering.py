@@ -16,7 +16,6 @@ from opt_jax.evaluation.examples import Examples
 from opt_jax.evaluation.question_answering import answer_accuracies, vqa_accuracy
 from opt_jax.evaluation.run import longest
 from opt_jax.models.generation import generate_text
-from opt_jax.models.inputs import standardise
 from opt_jax.models.opt import lengths_of
 from opt_jax.objectives.masked import cross_entropy
 from opt_jax.pipeline import cached_source
@@ -88,7 +87,7 @@ class QuestionAnswering(Classification):
 
     def answer(self, params, batch):
         """(logits [B, C], word pieces [B, U]) of a batch with `keep`."""
-        batch = standardise(batch, self.trained.model.statistics)
+        batch = self.ready(batch)
         memory, valid = self.encode(params["opt"], batch)
         tokenizer = self.trained.tokenizer
         options = {"max_length": self.pieces.shape[1], "end_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
