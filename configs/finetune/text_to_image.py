@@ -25,6 +25,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         dict(batch_size=32, learning_rate=2e-3, warmup_steps=50, decay="cosine", weight_decay=0.0)
     )
     config.hidden_fraction = 0.1  # of the rows: shown nothing, for guidance
-    # Of so many pictures drawn for each text the one is kept that matches best.
-    config.evaluation.update(dict(pictures=100, drawn=8, top_k=32, guidance=1.0, seed=0))
+    # Of so many pictures drawn for each text the one is kept that fits best.
+    config.evaluation.update(dict(pictures=100, drawn=16, top_k=32, guidance=1.0, seed=0))
     return config

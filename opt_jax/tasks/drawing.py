@@ -1,7 +1,8 @@
 """Drawing the picture of a triplet from its text, its speech or both (OPT, figure 3).
 
 The image decoder of pre-training. Of each row several pictures are drawn, code by code among the most likely,
-and the one is kept that the matching head, shown what a detector or the grid sees in it, finds to fit best.
+and the one is kept that fits best to the pre-trained model, shown what a detector or the grid sees in it: by
+its matching head, and where there is a text by how likely that is to be written of the picture.
 """
 
 import dataclasses
@@ -18,10 +19,12 @@ from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.examples import Examples
 from opt_jax.evaluation.pictures import named_objects_found
 from opt_jax.evaluation.run import longest
+from opt_jax.evaluation.scorers import Model
+from opt_jax.models.opt import lengths_of
 from opt_jax.objectives.masked import accuracy, cross_entropy
 from opt_jax.stages import run_stage
 from opt_jax.tasks import input_sets
-from opt_jax.tasks.downstream import IMAGE, Downstream
+from opt_jax.tasks.downstream import IMAGE, TEXT, Downstream
 
 
 class Drawing(Downstream):
@@ -112,13 +115,28 @@ class Drawing(Downstream):
 
     def matches(self, codes, triplets: list[Triplet], keep) -> np.ndarray:
         """How well [B] each row's picture of codes [B, G] goes with its text, or its speech where no text is
-        shown, by the matching head of the pre-trained model: fine-tuning teaches this one's to draw only."""
+        shown, to the pre-trained model: fine-tuning teaches this one to draw only."""
         pictures = dvae.decode(self.dvae, codes)
         shown = [dataclasses.replace(t, image=p) for t, p in zip(triplets, pictures, strict=True)]
-        batch = self.trained.batch(shown)
-        query = "text" if keep[0] else "audio"
-        own = np.arange(len(codes))[:, None]
-        return self.trained.model.matching(batch, (query,), "image", own)[:, 0]
+        return fitting(self.trained.model, self.trained.batch(shown), "text" if keep[TEXT] else "audio")
+
+
+def fitting(model: Model, batch, query: str) -> np.ndarray:
+    """How well [B] each row's picture goes with its own text or recording, `query`.
+
+    Matching's logit is the logarithm of odds. To that of a text its log-likelihood given the picture is
+    added, which tells each word apart; how likely the text is anyway is the same for all pictures of it.
+    """
+    rows = np.arange(len(batch["present"]))
+    states, valid, _, alone = model.aligned(batch)
+    lengths, own = lengths_of(batch), rows[:, None]
+    scores = model.aligned_matching(states, valid, rows, own, (query,), "image", lengths)
+    if query == "text":
+        texts = batch["text_ids"][:, 1:], batch["text_valid"][:, 1:]
+        scores = scores + model.aligned_likelihood(
+            states, valid, alone, texts, rows, own, "image", True, lengths
+        )
+    return scores[:, 0]
 
 
 def perplexity(codes: np.ndarray) -> float:
