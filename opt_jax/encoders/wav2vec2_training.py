@@ -252,6 +252,6 @@ def train_wav2vec2(
         if config.ctc.compare_scratch and start is not None:
             scratch = fit(ctc_task(config), config.ctc, "wav2vec2_ctc_scratch")
             report("scratch_", evaluate_ctc(scratch, config, held_out["ctc"]))
-    frozen = {name: params[name] for name in ("wav2vec2", "ctc_head") if name in params}
-    save_frozen(directory, jax.device_get(frozen), config.model.to_dict(), metrics)
+    # Of the self-supervised half alone the quantizer too, which gives audio tokens.
+    save_frozen(directory, jax.device_get(params), config.model.to_dict(), metrics)
     return metrics
