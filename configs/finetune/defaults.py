@@ -28,7 +28,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     # by the pre-training's encoders.
     config.data = ConfigDict(dict(kind="pretraining", source=""))
     config.inputs = ()  # what is shown, as in ("I", "A", "I+A"); training draws one for each row
-    config.draws = ()  # how often each of these is drawn, as in (4, 1); (): all as often
     config.dropout = v["dropout"]
     config.train = ConfigDict(
         dict(

@@ -46,12 +46,7 @@ class Downstream(abc.ABC):
         """Raises InputSetError for input sets that this task or these data do not have."""
         self.config, self.trained, self.loaders, self.sources = config, trained, loaders, sources
         self.sets = input_sets.parse(config.inputs)
-        self.draws = [float(weight) for weight in config.draws or (1.0,) * len(self.sets)]
-        if len(self.draws) != len(self.sets) or min(self.draws) <= 0:
-            raise input_sets.InputSetError(
-                f"config.draws {tuple(config.draws)}: expected a positive number for each of config.inputs"
-                f" {tuple(config.inputs)}, or none at all"
-            )
+        self.draws = [1.0] * len(self.sets)
         for name in self.target:
             if self.sets[:, input_sets.NAMES.index(name)].any():
                 raise input_sets.InputSetError(

@@ -21,6 +21,7 @@ from opt_jax.objectives.masked import cross_entropy
 from opt_jax.pipeline import cached_source
 from opt_jax.tasks import input_sets
 from opt_jax.tasks.classification import Classification, class_logits
+from opt_jax.tasks.downstream import IMAGE
 
 PEOPLE = 10  # who all say the same: what VQA v2 has for an answer that nobody doubts
 
@@ -49,6 +50,7 @@ class QuestionAnswering(Classification):
 
     def __init__(self, config, trained, loaders, sources):
         super().__init__(config, trained, loaders, sources)
+        self.draws = [config.picture_weight if keep[IMAGE] else 1.0 for keep in self.sets]
         self.answers_known = list(loaders["train"].cache.class_names)
         pieces = [trained.tokenizer.encode(answer)[1:] for answer in self.answers_known]  # without [CLS]
         positions = trained.config.model.max_text_positions

@@ -88,7 +88,7 @@ def _finetuning(config) -> Iterator[str]:
     yield from probability(config, *(field for field in shares if field in config))
     weights = [field for field in ("contrastive_weight", "text_weight") if field in config]
     yield from not_negative(config, *weights)
-    counts = ("hard_temperature", "anchors", "negatives")
+    counts = ("hard_temperature", "anchors", "negatives", "picture_weight")
     yield from positive(config, *(field for field in counts if field in config))
     may_be_zero = {"examples", "rerank_top", "guidance", "seed"}
     if named := config.evaluation.get("document_frequencies"):
