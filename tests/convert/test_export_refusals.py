@@ -222,6 +222,6 @@ def test_who_stops_it_finds_nothing_half_written(number, code, tmp_path):
     assert program.stdout.readline() == "writing\n"
     assert len(list((tmp_path / "new").iterdir())) == 1
     program.send_signal(number)
-    _, told = program.communicate(timeout=30)
+    _, told = program.communicate(timeout=120)
     assert program.returncode == code and told == "opt_jax: stopped; nothing is left that is half written\n"
     assert not list((tmp_path / "new").iterdir())

@@ -17,6 +17,7 @@ from opt_jax.models.opt import OPT, Sizes
 from opt_jax.partitioning import path_name, unbox
 from opt_jax.tasks.classification import class_logits
 
+torch.set_num_threads(1)  # of a toy's tensors two threads mostly wait for each other
 B, T, V, A, N, G, CLASSES = 3, 6, 4, 5, 5, 4, 3
 LENGTHS = (T, V, A)
 SIZES = Sizes(
@@ -25,10 +26,17 @@ SIZES = Sizes(
 TOKENS = SimpleNamespace(pad_id=0, cls_id=2, sep_id=3, mask_id=4)
 HEADS = ("word_logits", "region_predictions", "region_class_logits", "frame_predictions")
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-VARIANTS = {"pre-norm aligned": (True, 2), "post-norm": (False, 0)}
+# Norms before each block, layers of alignment, dtype; most tests are run on the first two.
+VARIANTS = {
+    "pre-norm aligned": (True, 2, "float64"),
+    "post-norm": (False, 0, "float64"),
+    "pre-norm aligned, float32": (True, 2, "float32"),
+    "post-norm, float32": (False, 0, "float32"),
+}
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 
-def model_config(pre_norm, num_alignment_layers, dtype="float64"):
+def model_config(pre_norm, num_alignment_layers, dtype):
     decoder = dict(num_layers=2, num_heads=2, mlp_size=12)
     return dict(
         hidden_size=8,
@@ -54,45 +62,56 @@ def model_config(pre_norm, num_alignment_layers, dtype="float64"):
     )
 
 
-def make_batch():
+def make_batch(dtype="float64", sizes=SIZES):
     """Rows of uneven lengths; some features are masked."""
     rng = np.random.default_rng(0)
     lengths = np.array([[6, 4, 3], [4, 2, 5], [5, 3, 4]])
     text, region, audio = (np.arange(n) < lengths[:, m, None] for m, n in enumerate(LENGTHS))
-    ids = np.where(text, rng.integers(5, 17, (B, T)), TOKENS.pad_id)
+    ids = np.where(text, rng.integers(5, sizes.vocab_size, (B, T)), TOKENS.pad_id)
     ids[:, 0] = TOKENS.cls_id
-    labels = rng.integers(5, 17, (B, N))
+    labels = rng.integers(5, sizes.vocab_size, (B, N))
     labels[:, 2], labels[0, 3:] = TOKENS.sep_id, TOKENS.pad_id
-    return {
+    batch = {
         "text_ids": ids,
         "text_valid": text,
-        "region_features": rng.normal(2, 3, (B, V, 6)),
+        "region_features": rng.normal(2, 3, (B, V, sizes.region_size)),
         "region_boxes": rng.random((B, V, 7)),
         "region_masked": rng.random((B, V)) < 0.3,
         "region_valid": region,
-        "audio_features": rng.normal(-1, 2, (B, A, 5)),
+        "audio_features": rng.normal(-1, 2, (B, A, sizes.audio_size)),
         "audio_masked": rng.random((B, A)) < 0.3,
         "audio_valid": audio,
         "labels": labels,
-        "codes": rng.integers(0, 9, (B, G)),
+        "codes": rng.integers(0, sizes.num_codes, (B, sizes.codes_per_image)),
     }
+    return {name: x.astype(dtype) if x.dtype == np.float64 else x for name, x in batch.items()}
 
 
-def make_statistics():
-    rng = np.random.default_rng(2)
-    mean, deviation = rng.normal(size=6), rng.uniform(1, 3, 6)
-    return Statistics(mean, deviation, mean[:5] - 1, deviation[:5] + 1)
+def make_statistics(dtype="float64", sizes=SIZES):
+    rng, parts = np.random.default_rng(2), []
+    for size in (sizes.region_size, sizes.audio_size):
+        parts += [rng.normal(size=size), rng.uniform(1, 3, size)]
+    return Statistics(*(part.astype(dtype) for part in parts))
 
 
-def draw_params(network, dtype=np.float64):
-    """Biases and norms drawn too; factors with which texts differ from row to row, and some end."""
+def make_classes(dtype, width):
+    rng = np.random.default_rng(4)
+    shapes = {"kernel": (4 * width, CLASSES), "bias": (CLASSES,)}
+    return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def draw_params(network, dtype):
+    """Biases and norms drawn too; factors with which texts and codes differ by row, and some texts end."""
     init = lambda: network.init(jax.random.key(0), *conversion.smallest_batch(SIZES))["params"]  # noqa: E731
     rng = np.random.default_rng(1)
     factors = {"embedder/words": 2}
+    for decoder in ("text_decoder", "image_decoder"):
+        if network.config["pre_norm"]:
+            factors |= {f"{decoder}/layers/{name}/kernel": 6 for name in ("mlp_in", "mlp_out")}
+        else:
+            factors[f"{decoder}/layers/cross_out/kernel"] = 4
     if network.config["pre_norm"]:
-        factors |= {f"text_decoder/layers/{name}/kernel": 6 for name in ("mlp_in", "mlp_out")}
-    else:
-        factors |= {"text_decoder/layers/cross_out/kernel": 4}
+        factors |= {"image_decoder/layers/cross_out/kernel": 4, "image_decoder/output_bias": 0.1}
 
     def draw(path, leaf):
         name = path_name(path)
@@ -107,7 +126,10 @@ def draw_params(network, dtype=np.float64):
 
 def inputs_of(batch, keep):
     """Inputs of the network: `keep` [3, B, 1] says which modalities each row has."""
-    inputs = uncorrupted(standardise(batch, make_statistics(), batch["region_features"].dtype), keep)
+    features = batch["region_features"]
+    sizes = SimpleNamespace(region_size=features.shape[-1], audio_size=batch["audio_features"].shape[-1])
+    statistics = make_statistics(features.dtype.name, sizes)
+    inputs = uncorrupted(standardise(batch, statistics, features.dtype), keep)
     return inputs | {name: batch[name] for name in ("region_masked", "audio_masked")}
 
 
@@ -115,7 +137,7 @@ def every_state(network, params, inputs):
     """The embedded inputs and the output of every layer, [B, S, D] each."""
 
     def aligned(layers):
-        part = OPT(dict(network.config) | {"num_alignment_layers": layers}, SIZES)
+        part = OPT(dict(network.config) | {"num_alignment_layers": layers}, network.sizes)
         return part.apply({"params": params}, inputs, method="align")
 
     states = [aligned(layers)[0] for layers in range(network.config["num_alignment_layers"] + 1)]
@@ -182,40 +204,53 @@ def tensors_of(batch, keep, row=None):
     return {name: torch.from_numpy(np.array(x)) for name, x in found.items()}
 
 
-def same(found, expected, what, tolerance=1e-10):
-    """Asserts that shapes and dtypes are equal, and the numbers within `tolerance` times the largest
-    magnitude among the expected ones, or times 1 where that is smaller; and that not all of these are 0."""
+def same(found, expected, what, least=0.01):
+    """Asserts that shapes and dtypes are equal, and the numbers within TOLERANCE times the largest magnitude
+    among the expected ones, or times 1 where that is smaller; and that the largest is above `least`."""
     found, expected = found.detach().numpy(), np.asarray(expected)
     assert found.shape == expected.shape and found.dtype == expected.dtype, what
-    assert np.abs(expected).max() > 0.01, what
-    scale = max(1, np.abs(expected).max())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale, err_msg=what)
+    assert np.abs(expected).max() > least, what
+    tolerance = TOLERANCE[expected.dtype.name] * max(1, np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=what)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def both(request, tmp_path_factory):
-    """The network with its parameters, compiled, and the folder exported from it, loaded."""
-    network = OPT(model_config(*VARIANTS[request.param]), SIZES)
-    folder = tmp_path_factory.mktemp("exported") / "folder"
-    rng = np.random.default_rng(4)
-    classes = {"kernel": rng.normal(size=(32, CLASSES)), "bias": rng.normal(size=CLASSES)}
-    with jax.enable_x64(True):
-        params = draw_params(network)
-        exported = Exported(network, params, make_statistics(), TOKENS, classes, ("a", "b", "c"))
-        write_folder(exported, folder, dtype="float64")
-        run = jax.jit(
-            lambda batch, keep: outputs(network, params, classes, batch, keep),
-            compiler_options=COMPILE_QUICKLY,
-        )
-    model = OptJaxModel.from_pretrained(folder, dtype=torch.float64).eval()
-    return SimpleNamespace(
-        network=network, params=params, folder=folder, run=run, model=model, classes=classes
+def exported_both(network, params, folder):
+    """A network with its parameters, compiled, and the folder exported from it, loaded."""
+    dtype, sizes = network.config["dtype"], network.sizes
+    classes = make_classes(dtype, network.config["hidden_size"])
+    statistics = make_statistics(dtype, sizes)
+    write_folder(Exported(network, params, statistics, TOKENS, classes, ("a", "b", "c")), folder, dtype=dtype)
+    run = jax.jit(
+        lambda params, classes, batch, keep: outputs(network, params, classes, batch, keep),
+        compiler_options=COMPILE_QUICKLY,
     )
+    model = OptJaxModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    found = {"network": network, "params": params, "classes": classes, "dtype": dtype, "run": run}
+    return SimpleNamespace(folder=folder, model=model, batch=make_batch(dtype, sizes), **found)
 
 
-def ours(both, batch, keep):
+@pytest.fixture(scope="module", params=list(VARIANTS)[:2])
+def both(request, tmp_path_factory):
+    """`exported_both` of a toy network, with a `batch`."""
+    network = OPT(model_config(*VARIANTS[request.param]), SIZES)
+    with jax.enable_x64(network.config["dtype"] == "float64"):
+        params = draw_params(network, network.config["dtype"])
+        return exported_both(network, params, tmp_path_factory.mktemp("exported") / "folder")
+
+
+def on_every_variant(*slow):
+    """Runs a test with `both` of every variant, of which some are for the slow ones."""
+    marked = [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in VARIANTS]
+    return pytest.mark.parametrize("both", marked, indirect=True)
+
+
+def ours(both, keep):
     """Outputs of the network for the subset `keep` of the modalities, or one subset for each row."""
+    with jax.enable_x64(both.dtype == "float64"):
+        return jax.device_get(both.run(both.params, both.classes, both.batch, of_rows(keep)))
+
+
+def of_rows(keep):
+    """[3, B, 1] of a subset of the modalities, or of one for each row."""
     keep = np.array(keep)
-    keep = np.broadcast_to(keep[:, None, None] if keep.ndim == 1 else keep[..., None], (3, B, 1))
-    with jax.enable_x64(True):
-        return jax.device_get(both.run(batch, keep))
+    return np.broadcast_to(keep[:, None, None] if keep.ndim == 1 else keep[..., None], (3, B, 1))

@@ -14,7 +14,8 @@ from opt_jax.convert.frozen import frozen
 from opt_jax.data.decoding import resampled as resampled_here
 from opt_jax.encoders import dvae, dvae_pictures, faster_rcnn, faster_rcnn_pictures, grid
 from opt_jax.encoders.frozen import load_frozen, save_frozen
-from opt_jax.encoders.wav2vec2_extraction import Extractor
+from opt_jax.encoders.wav2vec2 import frame_count, receptive_field
+from opt_jax.encoders.wav2vec2_extraction import Extractor, windows
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -124,7 +125,6 @@ def test_the_detector_finds_the_same_regions(kind, dtype, tmp_path):
 @pytest.mark.parametrize("kind, features", [("base", "context"), ("large", "2"), ("base", "conv")])
 @pytest.mark.parametrize("seconds, dtype", [(0.4, "float64"), (1.3, "float32")])
 def test_speech_features_agree_in_one_window_and_in_several(kind, features, seconds, dtype, tmp_path):
-    """Several windows are cut in float32 here."""
     waveform = 3 + 5 * np.random.default_rng(0).normal(size=int(seconds * 16_000) + 77)
     options = dict(window_seconds=0.5, context_seconds=0.1)
     with jax.enable_x64(dtype == "float64"):
@@ -134,6 +134,24 @@ def test_speech_features_agree_in_one_window_and_in_several(kind, features, seco
     module = sound_opt_jax.Speech(exported(tmp_path, "wav2vec2", params, config), **options)
     assert config["normalize_waveforms"] and (counts[0] > module.window) == (seconds > 0.5)
     close(module(waveform), np.asarray(expected)[0, : counts[0]], dtype, "features")
+
+
+def test_features_of_several_windows_agree_in_float64(tmp_path):
+    """The extractor cuts windows in float32, so that here each goes through it by itself."""
+    waveform = np.random.default_rng(0).normal(size=20_000)
+    options, dtype = dict(window_seconds=0.5, context_seconds=0.1), "float64"
+    params, config = toy_speech(dtype, normalize_waveforms=False)
+    module = sound_opt_jax.Speech(exported(tmp_path, "wav2vec2", params, config), **options)
+    field, expected = receptive_field(ConfigDict(config)), []
+    with jax.enable_x64(True):
+        encoder = Extractor(params, ConfigDict(config), **options)
+        cuts = windows(frame_count(len(waveform), ConfigDict(config)), encoder.window, encoder.context)
+        for first, start, stop in cuts:
+            part = waveform[first * encoder.hop :][: encoder.window * encoder.hop + field - 1]
+            states, _ = encoder.extract(part[None], np.array([len(part)]))
+            expected.append(np.asarray(states)[0, start - first : stop - first])
+    assert len(cuts) > 2
+    close(module(waveform), np.concatenate(expected), dtype, "features")
 
 
 def test_normalised_speech_agrees_in_float32_and_with_its_letters(tmp_path):
