@@ -17,15 +17,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """The tests of a file run in one process, and those of all files that look at `pretrained` in one."""
-    shared = {item.path for item in items if "pretrained" in item.fixturenames}
-    for item in items:
-        name = "pretrained" if item.path in shared else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
     """Working directory of the smallest pre-training, evaluated. Tests leave it as it is, or mended."""

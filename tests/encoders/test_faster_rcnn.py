@@ -43,7 +43,7 @@ def _config() -> ConfigDict:
         min_regions=1,
     )
     config.sampling.update(anchors=16, regions=10)
-    config.train.update(steps=60, batch_size=8, warmup_steps=5, learning_rate=5e-3, log_every=30)
+    config.train.update(steps=150, batch_size=8, warmup_steps=5, learning_rate=5e-3, log_every=30)
     config.train.mesh = dict(data=1, fsdp=1, tensor=1)
     return config
 
