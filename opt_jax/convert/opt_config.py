@@ -94,8 +94,9 @@ def check_size(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.nd
 
 
 def initial_configuration(config: Mapping) -> dict:
-    """What `config.initial_parameters` is compared with: the fields of `config.model`, and the vocabulary.
+    """What a training that begins with `config.initial_parameters` is compared with: the fields of
+    `config.model`, and the sizes that its data decide.
 
     `standardised` says that the projections take features with zero mean and unit deviation.
     """
-    return {name: config[name] for name in (*MODEL_FIELDS, "vocab_size")} | {"standardised": True}
+    return {name: config[name] for name in (*MODEL_FIELDS, *SIZE_FIELDS)} | {"standardised": True}
