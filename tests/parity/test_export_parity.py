@@ -266,7 +266,7 @@ def loss_there(model, batch, keep):
     return loss + sum(shown) / model.encoder.temperature() if shown else loss
 
 
-@on_every_variant("pre-norm aligned", "post-norm, float32")  # the others have all of it between them
+@on_every_variant("pre-norm aligned", "post-norm", "post-norm, float32")
 def test_gradients_of_every_parameter_and_a_step_along_them_agree(both):  # noqa: F811
     config = json.loads((both.folder / "config.json").read_text())
     lines, shapes = conversion.table(config), conversion.shapes(config)
