@@ -1,8 +1,13 @@
 """Eight simulated CPU devices for every test, so that meshes can be compared on one machine."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Started in the background by a script: what tests interrupt would inherit that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
