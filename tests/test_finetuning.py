@@ -150,6 +150,18 @@ def test_a_task_only_shows_what_its_data_have(pretrained):
         finetuning.TASKS["captioning"](config, trained, loaders, sources)
 
 
+def losses(task, params, batch):
+    """Those of one batch, as a training step has them, without dropout; compiled, which takes less time here."""
+
+    @jax.jit
+    def compute(params, batch):
+        return task.losses(
+            params, task.prepare(jax.random.key(0), batch), jax.random.key(1), 0, dropout=False
+        )
+
+    return compute(params, batch)
+
+
 def test_what_is_shown_changes_what_is_lost(pretrained, monkeypatch):
     """The loss of a captioning row depends on the picture if and only if the picture is shown."""
     trained = load_trained(pretrained)
@@ -163,10 +175,7 @@ def test_what_is_shown_changes_what_is_lost(pretrained, monkeypatch):
     def loss(inputs, batch):
         config.inputs = inputs
         task = finetuning.TASKS["captioning"](config, trained, loaders, sources)
-        prepared = task.prepare(jax.random.key(0), batch)
-        return float(
-            task.losses(trained.model.params, prepared, jax.random.key(1), 0, dropout=False)["text"][0]
-        )
+        return float(losses(task, trained.model.params, batch)["text"][0])
 
     assert loss(("A",), batch) == loss(("A",), other)
     from_picture = loss(("I",), batch)
@@ -194,7 +203,7 @@ def test_the_margin_is_between_each_pair_and_its_negatives(pretrained, monkeypat
         lambda leaf: leaf + 0.1 * np.random.default_rng(leaf.size).normal(size=leaf.shape),
         trained.model.params,
     )
-    found = task.losses(params, task.prepare(jax.random.key(0), batch), jax.random.key(1), 0, dropout=False)
+    found = losses(task, params, batch)
     expected = 0.0
     for queries in (("text",), ("text", "audio")):
         right = jax.nn.sigmoid(task.model(params).matching(batch, queries, "image"))

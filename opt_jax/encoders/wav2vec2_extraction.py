@@ -139,7 +139,7 @@ class Extractor:
             todo = windows(int(count), self.window, self.context)
             for start in range(0, len(todo), together):
                 group = todo[start : start + together]
-                parts = np.zeros((min(together, len(todo)), samples), np.float32)
+                parts = np.zeros((min(together, len(todo)), samples), np.result_type(waveforms, np.float32))
                 sizes = np.zeros(len(parts), np.int32)
                 for place, window in enumerate(group):
                     first = window.first * self.hop

@@ -11,7 +11,8 @@ from opt_jax.encoders.dvae_pictures import fit_square
 @pytest.fixture(scope="module")
 def params():
     model = dvae.DiscreteVAE(16, group_count=2, n_hid=8, n_blk_per_group=1, n_init=4, patch_size=4)
-    return model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), lambda x: x)["params"]
+    pixels = np.zeros((1, 32, 32, 3), np.float32)
+    return jax.jit(lambda key: model.init(key, pixels, lambda x: x)["params"])(jax.random.key(0))
 
 
 def picture(height, width, seed=0):

@@ -54,7 +54,8 @@ def batch():
 @pytest.fixture(scope="module")
 def model(batch):
     network = OPT(CONFIG, SIZES)
-    params = unbox(network.init(jax.random.key(0), uncorrupted(batch), batch["image_codes"])["params"])
+    init = jax.jit(network.init)
+    params = unbox(init(jax.random.key(0), uncorrupted(batch), batch["image_codes"])["params"])
     zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
     return Model(network, params, Statistics(zero, one, zero, one))
 
