@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for every test, so that meshes can be compared on one machine."""
 
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -38,11 +39,12 @@ def pretrained(tmp_path_factory):
 
 
 class OncePretrained(LoadFileScheduling):
-    """Files go to processes whole; those that name `pretrained` all to the one process that makes it."""
+    """Files go to processes whole; those that ask for `pretrained` all to the one process that makes it."""
 
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
-        return "pretrained" if "pretrained" in (self.config.rootpath / file).read_text() else file
+        text = (self.config.rootpath / file).read_text()
+        return "pretrained" if re.search(r"^def \w+\(.*\bpretrained\b", text, re.MULTILINE) else file
 
 
 def pytest_xdist_make_scheduler(config, log):

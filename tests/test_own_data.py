@@ -57,11 +57,15 @@ def config_of(folder, workdir):
     return config
 
 
-def test_gaps_and_broken_files_cost_their_rows_only(tmp_path, capsys):
+@pytest.mark.parametrize("own_encoders", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gaps_and_broken_files_cost_their_rows_only(tmp_path, capsys, pretrained, own_encoders):
     data, workdir = tmp_path / "data", tmp_path / "run"
     for split, count in (("train", 32), ("validation", 12), ("test", 16)):
         write_split(data, split, count)
-    results = pipeline.run(config_of(data, workdir), workdir)
+    config = config_of(data, workdir)
+    for name in () if own_encoders else ("dvae", "wav2vec2"):
+        config.encoders[name].pretrained = str(pretrained / "encoders" / name)
+    results = pipeline.run(config, workdir)
     assert results["triplets/train"] == 32 and results["set_aside/train"] == 1
     assert len(FeatureCache(workdir / "cache/train/features")) == 32 + 28  # 4 have no caption, and no copy
     lines = (workdir / "cache/train/features/quarantine.jsonl").read_text().splitlines()
