@@ -27,6 +27,7 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint cannot be read, or what was read is not what was written."""
 
 
+@jax.jit  # leaf by leaf: one compilation for all of a shape, in place of one for each tree
 def _leaf_hash(array: jax.Array) -> jax.Array:
     """sum over positions i of bits_i * (odd multiple of i), mod 2**32: uint32 scalar.
 
@@ -43,13 +44,10 @@ def _leaf_hash(array: jax.Array) -> jax.Array:
     return jnp.sum(bits * (position * jnp.uint32(0x9E3779B2) + jnp.uint32(1)), dtype=jnp.uint32)
 
 
-_hashes = jax.jit(lambda leaves: [_leaf_hash(leaf) for leaf in leaves])
-
-
 def leaf_hashes(tree: Any) -> dict[str, int]:
     """path -> hash of the bits of every array in the tree."""
     paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(tree)[0], strict=True)
-    values = jax.device_get(_hashes(list(leaves)))
+    values = jax.device_get([_leaf_hash(leaf) for leaf in leaves])
     return {path_name(path): int(value) for path, value in zip(paths, values, strict=True)}
 
 
