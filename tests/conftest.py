@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, so that meshes can be compared on one machine."""
 
+import functools
 import os
 import re
 import signal
@@ -43,10 +44,14 @@ class OncePretrained(LoadFileScheduling):
 
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
-        text = (self.config.rootpath / file).read_text()
-        return "pretrained" if re.search(r"^def \w+\(.*\bpretrained\b", text, re.MULTILINE) else file
+        return "pretrained" if asks_for_pretrained(self.config.rootpath / file) else file
+
+
+@functools.cache  # a file is looked at for each of its tests
+def asks_for_pretrained(path: Path) -> bool:
+    return re.search(r"^def \w+\(.*\bpretrained\b", path.read_text(), re.MULTILINE) is not None
 
 
 def pytest_xdist_make_scheduler(config, log):
     """What `pytest -n 2` hands out, and to whom."""
-    return OncePretrained(config, log) if config.getvalue("dist") == "loadfile" else None
+    return OncePretrained(config, log) if config.getoption("dist") == "loadfile" else None

@@ -99,6 +99,19 @@ def test_a_long_recording_is_its_windows(extractor):
     assert not features[1, 12:].any()
 
 
+def test_windows_are_as_exact_as_the_recording(extractor):
+    seconds = dict(window_seconds=12 * 320 / 16000, context_seconds=2 * 320 / 16000)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), extractor.params)
+        config = unnormalised(extractor)
+        whole, windowed = Extractor(params, config), Extractor(params, config, **seconds)
+        waveforms = speech(5, 12000)[None].astype(np.float64) / 3  # which float32 cannot hold
+        found, _ = windowed.extract(waveforms, np.array([12000]))
+        part = waveforms[:, 8 * 320 : 8 * 320 + 12 * 320 + 399]
+        expected, _ = whole.extract(part, np.array([part.shape[1]]))
+    np.testing.assert_allclose(found[0, 10:18], np.asarray(expected)[0, 2:10], atol=1e-11)
+
+
 def test_the_waveform_is_normalised_over_the_whole_recording(extractor):
     loud = speech(7, 12000) * np.linspace(0.1, 5, 12000, dtype=np.float32) + 3
     seconds = dict(window_seconds=12 * 320 / 16000, context_seconds=2 * 320 / 16000)
