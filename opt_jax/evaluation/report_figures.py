@@ -86,8 +86,8 @@ def grid(results: Mapping, prefix: str, chosen: tuple[str, ...] = ()) -> dict | 
 
 
 def question_tables(results: Mapping) -> dict | None:
-    """{"by_inputs", "by_kind"}, tables as of `grid`: VQA accuracy of answers chosen and written by what was
-    shown, and of those chosen by kind of question. None without any; the second without kinds."""
+    """VQA accuracy by what was shown, and by kind of question: {"by_inputs": a table as of `grid`,
+    "by_kind": {"chosen" | "written": one, if there are kinds}}. None without any figure."""
     found = {}
     for key, value in results.items():
         score, _, rest = key.partition("/")
@@ -100,19 +100,16 @@ def question_tables(results: Mapping) -> dict | None:
     rows = [(name, [found.get((name, way)) for way in ("accuracy", "accuracy_written")]) for name in sets]
     by_inputs = [{"name": name, "chance": False, "values": values} for name, values in rows]
     by_inputs.append({"name": "Most frequent answer", "chance": True, "values": [usual, None]})
-    columns = dict.fromkeys(column for _, column in found if column.startswith("accuracy_"))
-    by_kind = [
-        {
-            "name": column.removeprefix("accuracy_").replace("_", " "),
-            "chance": False,
-            "values": [found.get((name, column)) for name in sets],
-        }
-        for column in columns
-        if not column.startswith("accuracy_written")
-    ]
+    by_kind = {"chosen": {"columns": sets, "rows": []}, "written": {"columns": sets, "rows": []}}
+    for column in dict.fromkeys(column for _, column in found if column.startswith("accuracy_")):
+        kind = column.removeprefix("accuracy_").removeprefix("written").removeprefix("_").replace("_", " ")
+        if kind:
+            values = [found.get((name, column)) for name in sets]
+            way = "written" if column.startswith("accuracy_written") else "chosen"
+            by_kind[way]["rows"].append({"name": kind, "chance": False, "values": values})
     return {
         "by_inputs": {"columns": ["chosen", "written"], "rows": by_inputs},
-        "by_kind": by_kind and {"columns": sets, "rows": by_kind},
+        "by_kind": {way: table for way, table in by_kind.items() if table["rows"]},
     }
 
 
@@ -132,7 +129,7 @@ def headlines(results: Mapping) -> list[dict]:
         (
             "Questions answered, VQA accuracy",
             "question_answering/T+I/accuracy",
-            _beside(results, "most frequent answer", "question_answering/most_frequent/accuracy"),
+            _beside(results, "written", "question_answering/T+I/accuracy_written"),
         ),
         (*_labels(results), _beside(results, "chance", "classification/chance/mAP")),
         (

@@ -158,9 +158,10 @@ def test_questions_have_their_tables_and_examples(run):
     page = Page(write_report(run).read_text())
     text = " ".join(page.text.split())
     assert "chosen written T+I 81.5 71.5 I+A 61.5 – T 31.5 – Most frequent answer 21.5 –" in text
-    assert "T+I I+A T what color 91.5 – 11.5" in text
+    assert "Answers chosen, by kind of question T+I I+A T what color 91.5 – 11.5" in text
+    assert "Answers written, by kind of question T+I I+A T what color 1.5 – –" in text
     assert "question_answering" not in text  # in no list of other figures either
-    assert "Questions answered, VQA accuracy 81.5 most frequent answer 21.5" in text
+    assert "Questions answered, VQA accuracy 81.5 written 71.5" in text
     assert "T+I red ✓ written: reddish I+A blue truth red, dark red" in text
     assert page.text.count(ATTACK) == 2 and {"img", "audio"} <= {tag for tag, _ in page.tags}
     assert sum(source.startswith("data:audio/wav") for source in page.sources()) == 1
