@@ -101,10 +101,10 @@ class Classification(Downstream):
         return results
 
     def labelled(self, split: str, limit: int | None) -> np.ndarray:
-        """The first rows of a split's cache, `limit` at most, that have a label and all that is shown."""
+        """Rows of a split that have a label and all that is shown: all, or the first `limit` in `order`."""
         rows, cache = self.rows(split, None), self.loaders[split].cache
         found = []
-        for row in rows:
+        for row in rows if limit is None else self.order(rows):
             if len(found) == limit:
                 break
             if len(cache[int(row)]["labels"]):

@@ -127,13 +127,15 @@ class Downstream(abc.ABC):
         return Model(self.network, params, self.trained.model.statistics)
 
     def rows(self, split: str, limit: int | None) -> np.ndarray:
-        """Rows of a split's cache, `limit` at most, that have all that is shown and made: the first, but of a
-        source, whose lists may be in the order of speakers or places, drawn by a fixed seed."""
+        """Rows of a split that have all that is shown and made: all, or the first `limit` in `order`."""
         shown = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
         rows = complete_rows(self.loaders[split].cache, (*shown, *self.target))
-        if self.config.data.kind == "source" and limit is not None and limit < len(rows):
-            rows = np.random.default_rng(0).permutation(rows)
-        return rows[:limit]
+        return rows if limit is None else self.order(rows)[:limit]
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in the order in which the first are taken for all: of a source, whose lists may go by speaker,
+        place or class, drawn by a fixed seed; else as they are."""
+        return np.random.default_rng(0).permutation(rows) if self.config.data.kind == "source" else rows
 
     def batches(self, split: str, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         loader = self.loaders[split]
