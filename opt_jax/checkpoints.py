@@ -141,8 +141,9 @@ def restore_parameters(directory: Path, step: int | None = None) -> tuple[int, A
     if step not in steps:
         raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it has {steps}")
     try:
-        place, reader = directory / str(step) / "state", ocp.PyTreeCheckpointer()
-        shapes = reader.metadata(place).item_metadata.tree["params"]
+        # The handler itself: a Checkpointer would warn that a part of a step has no metadata of a whole one.
+        place, reader = directory / str(step) / "state", ocp.PyTreeCheckpointHandler()
+        shapes = reader.metadata(place).tree["params"]
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         arguments = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=device), shapes)
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
