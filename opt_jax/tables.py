@@ -22,6 +22,7 @@ from opt_jax.configuration import differences, flatten
 COLUMNS = {
     "classification": ("mAP",),
     "retrieval": ("R@1", "R@5", "R@10"),
+    "retrieval_both": ("R@1", "R@5", "R@10"),
     "retrieval_matching": ("R@1", "R@5", "R@10"),
     "retrieval_alignment": ("R@1", "R@5", "R@10"),
     "captioning": ("BLEU-4", "METEOR-exact", "ROUGE-L", "CIDEr"),

@@ -65,14 +65,14 @@ def evaluate_large_pool(
         if len(queries) > 1:
             found["text_alignment"] = np.take_along_axis(pool.similarity(("text",), item), listed, 1)
         chosen = dict(weights[direction])
-        matching = chosen.pop("matching", 0.0)
-        if chosen:
-            total = combine([found[name] for name in chosen], list(chosen.values()))
-            total = combine([total, found["matching"]], [1.0, matching])
-            ranked[direction] = rerank(similarity, listed, total)
-        else:
-            ranked[direction] = ranked["text_to_image"]
+        matching, as_text = chosen.pop("matching", 0.0), chosen.pop("as_text", 0.0)
+        total = combine([found[name] for name in chosen], list(chosen.values()))
+        total = combine([total, found["matching"]], [1.0, matching])
+        own = rerank(similarity, listed, total)
+        ranked[direction] = ranked["text_to_image"] if as_text else own
         scored = {"": ranked[direction], "_alignment": similarity}
+        if len(queries) > 1:
+            scored["_both"] = own
         for name in ("information", "matching"):
             scored[f"_{name}"] = rerank(similarity, listed, found[name])
         for scorer, matrix in scored.items():

@@ -91,8 +91,8 @@ def best_weights(
 
     First those of information and alignment, then that of matching in re-ranking the first `rerank_top` of
     their sum. Simpler is kept unless more is clearly better (R@1, by over one paired standard error):
-    information alone, no re-ranking, and (here by over two) for a text with speech the ranking by the text.
-    No weights at all mean the last; 0 leaves a scorer out.
+    information alone, no re-ranking, and (here by over two) for a text with speech the ranking by the text:
+    then its weights have `as_text`, and are those of both all the same. 0 leaves a scorer out.
     """
     scored = [pool_scores(model, batch, available) for batch in progress(batches, desc="weights: pools")]
     correct = [_correct(batch) for batch in batches]
@@ -126,7 +126,7 @@ def best_weights(
             both_and_text = {"both": total, "text": ranked["text_to_image"]}
             # Both were chosen among many more ways than the text alone, and so look better than they are.
             if clearly_best(both_and_text, "text", correct, errors=2.0) == "text":
-                weights, total = {}, ranked["text_to_image"]
+                weights, total = weights | {"as_text": 1.0}, ranked["text_to_image"]
         chosen[direction], ranked[direction] = weights, total
     return chosen
 
@@ -181,9 +181,9 @@ def retrieval(
     looking at.
 
     `retrieval/` is the sum of information and alignment with `weights`; where matching has a weight, the best
-    `rerank_top` items are put in the order of the sum with it; without weights a text with speech ranks as
-    the text. `retrieval_likelihood/` is the log-likelihood
-    of the text minus its mean over the queries. `retrieval_information_alone/image_to_text` takes how likely
+    `rerank_top` items are put in the order of the sum with it; with `as_text` a text with speech ranks as the
+    text, and `retrieval_both/` is what both give. `retrieval_likelihood/` is the log-likelihood of the text
+    minus its mean over the queries. `retrieval_information_alone/image_to_text` takes how likely
     a text is at all from the pictures of the batches `others`, if there are any, and not from the other
     queries: what one picture alone could be asked. `retrieval_matching/` scores all pairs of the first
     `matching_pools` pools. known_captions: keys of the training captions; `retrieval/.../R@k_seen` and
@@ -206,10 +206,14 @@ def retrieval(
                 if scorer in found:
                     note(f"retrieval_{scorer}", direction, found[scorer], correct)
             chosen = dict(weights[direction])
-            matching = chosen.pop("matching", 0.0)
-            total = combined(found, chosen) if chosen else best[-1]["text_to_image"]
+            matching, as_text = chosen.pop("matching", 0.0), chosen.pop("as_text", 0.0)
+            total = combined(found, chosen)
             if matching:
                 total = reordered(total, *matching_top(model, batch, direction, total, rerank_top), matching)
+            if len(directions(available)[direction][0]) > 1:
+                note("retrieval_both", direction, total, correct)
+            if as_text:
+                total = best[-1]["text_to_image"]
             note("retrieval", direction, total, correct)
             best[-1][direction] = total
             for part, rows in seen_and_unseen(batch["caption_key"], known_captions).items():
@@ -226,7 +230,7 @@ def retrieval(
         if queries == ("text",):
             note("retrieval_matching", f"{item}_to_text", matrix.T, correct)
     results = {key: float(np.mean(values)) for key, values in recalls.items()} | _spread(recalls)
-    names = [f"retrieval/{name}/R@1" for name in ("text_audio_to_image", "text_to_image")]
+    names = ["retrieval_both/text_audio_to_image/R@1", "retrieval/text_to_image/R@1"]
     if set(names) <= set(recalls):
         results |= _paired("R@1 of text+audio minus text to image", *(recalls[name] for name in names))
     return results, best

@@ -5,7 +5,8 @@ What it reads, all under the work directory; whatever is missing leaves its sect
 - `results.json`: flat keys to numbers, null where not finite; percent unless said otherwise.
   `retrieval/<direction>/R@<k>` is the best combination, with image_to_text, text_to_image, text_to_audio,
   audio_to_text or text_audio_to_image. The same under `retrieval_alignment/`, `retrieval_matching/`,
-  `retrieval_likelihood/`, `retrieval_information/` and, for image_to_text, `retrieval_information_alone/`.
+  `retrieval_likelihood/`, `retrieval_information/`; `retrieval_both/` for text_audio_to_image, and
+  `retrieval_information_alone/` for image_to_text.
   `retrieval/pool` (items) gives the chance row, `retrieval/description` says what the best combination is,
   `R@1_standard_error` is over pools.
   `speech_recognition/<audio|audio_image>/<WER|CER>`,

@@ -11,6 +11,7 @@ RETRIEVAL_DIRECTIONS = {
 }
 RETRIEVAL_SCORERS = {
     "retrieval": "Best combination",
+    "retrieval_both": "Text and speech",
     "retrieval_alignment": "Alignment",
     "retrieval_matching": "Matching",
     "retrieval_likelihood": "Text likelihood",

@@ -18,7 +18,7 @@ from opt_jax.evaluation.retrieval import top_k
 from opt_jax.evaluation.scorers import Model
 
 # Raised with every change of what a figure means; a run evaluated before that is refused, not kept.
-EVALUATION_VERSION = 7
+EVALUATION_VERSION = 8
 WRITTEN = {"audio": (False, False, True), "image": (False, True, False), "image_audio": (False, True, True)}
 
 
@@ -105,7 +105,8 @@ def evaluate(
     for direction, (queries, item) in pretrained.directions(available).items():
         scores = best[0][direction]
         # Once re-ranked, what is left of the scores is an order.
-        reranked = (weights[direction] or weights["text_to_image"]).get("matching")
+        ranked_by = "text_to_image" if weights[direction].get("as_text") else direction
+        reranked = weights[ranked_by].get("matching")
         for query in range(min(settings.examples, size)):
             items = top_k(scores[query : query + 1], 5)[0]
             examples.retrieval(
@@ -205,14 +206,12 @@ def number_or_none(value) -> float | None:
 
 def describe(weights: dict, rerank_top: int, on_validation: bool) -> str:
     """The combined scorer in words."""
-    parts = [
-        f"{direction.replace('_', ' ')}: "
-        + (
-            " + ".join(f"{weight:g} {name.replace('_', ' ')}" for name, weight in chosen.items() if weight)
-            or "as text to image"
-        )
-        for direction, chosen in weights.items()
-    ]
+    parts = []
+    for direction, chosen in weights.items():
+        scorers = {name: weight for name, weight in chosen.items() if weight and name != "as_text"}
+        total = " + ".join(f"{weight:g} {name.replace('_', ' ')}" for name, weight in scorers.items())
+        kept = f"as text to image, which on validation was no worse than {total}"
+        parts.append(f"{direction.replace('_', ' ')}: {kept if chosen.get('as_text') else total}")
     where = "on validation" if on_validation else "on the first test pool, for want of validation triplets"
     rerank = f"matching orders the best {rerank_top} only" if rerank_top else "matching is not used"
     prior = "how likely a text is at all is taken from the other queries of the pool"

@@ -174,7 +174,8 @@ def test_weights_and_recall_follow_the_scorer_that_knows(batch):
     weights = pretrained.best_weights(Known(), [batch], rerank_top=2)
     assert weights["image_to_text"]["information"] > 0
     assert weights["text_to_audio"]["alignment"] == 1.0
-    assert weights["text_audio_to_image"] == {}  # speech tells nothing here: the text ranks alone
+    assert weights["text_audio_to_image"]["as_text"] == 1.0  # speech tells nothing here: the text ranks alone
+    assert weights["text_to_image"].keys() == {"information", "matching"}  # the simplest, and not re-ranked
     assert all(chosen.get("matching", 0.0) == 0.0 for chosen in weights.values())
     others = [batch]
     results, best = pretrained.retrieval(Known(), [batch], weights, others, matching_pools=1, rerank_top=2)
@@ -204,10 +205,12 @@ def test_speech_that_finds_pictures_is_used_beside_the_text(batch):
     options = {"matching_pools": 1, "rerank_top": 2}
     results, _ = pretrained.retrieval(Speaking(), [batch], weights, [], **options)
     assert results["retrieval/text_audio_to_image/R@1"] == 100.0
+    assert results["retrieval_both/text_audio_to_image/R@1"] == 100.0
     assert results["retrieval/text_to_image/R@1"] == 0.0
-    weights["text_audio_to_image"] = {}
+    weights["text_audio_to_image"]["as_text"] = 1.0
     results, best = pretrained.retrieval(Speaking(), [batch], weights, [], **options)
     assert results["retrieval/text_audio_to_image/R@1"] == 0.0
+    assert results["retrieval_both/text_audio_to_image/R@1"] == 100.0
     np.testing.assert_array_equal(best[0]["text_audio_to_image"], best[0]["text_to_image"])
 
 
