@@ -1,5 +1,6 @@
 """Checks of single fields of a configuration: each yields what is wrong and what to do, a line a problem."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,14 @@ def one_of(config, field: str, choices) -> Iterator[str]:
 
 def positive(config, *fields: str) -> Iterator[str]:
     for field in fields:
-        if not get(config, field) > 0:  # so that NaN is refused
-            yield f"config.{field} is {get(config, field)}; it must be above 0"
+        if not 0 < get(config, field) < math.inf:  # so that NaN is refused
+            yield f"config.{field} is {get(config, field)}; it must be above 0, and finite"
 
 
 def not_negative(config, *fields: str) -> Iterator[str]:
     for field in fields:
-        if not get(config, field) >= 0:
-            yield f"config.{field} is {get(config, field)}; it must be 0 or more"
+        if not 0 <= get(config, field) < math.inf:
+            yield f"config.{field} is {get(config, field)}; it must be 0 or more, and finite"
 
 
 def probability(config, *fields: str) -> Iterator[str]:

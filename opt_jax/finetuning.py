@@ -38,7 +38,7 @@ from opt_jax.pipeline import (
     training_weights,
     without,
 )
-from opt_jax.stages import adding_seconds, read_record, run_stage, write_record
+from opt_jax.stages import adding_seconds, noted_seconds, run_stage, write_record
 from opt_jax.tasks import input_sets
 from opt_jax.tasks.classification import Classification
 from opt_jax.tasks.downstream import Downstream
@@ -122,7 +122,7 @@ def run(config, workdir) -> dict:
     if jax.process_index():
         return after
     results = after | {f"before/{key}": value for key, value in before.items()}
-    results["seconds/finetune"] = (read_record(workdir / SECONDS) or {"seconds": 0.0})["seconds"]
+    results["seconds/finetune"] = noted_seconds(workdir / SECONDS)
     for stage in ("before", "evaluation"):
         results[f"seconds/{stage}"] = json.loads((workdir / stage / "stage.json").read_text())["seconds"]
     results |= {f"triplets/{split}": own_rows(cache, sources[split]) for split, cache in caches.items()}
@@ -239,7 +239,10 @@ def make_questions(config, trained: Trained, directory: Path) -> dict[str, Sourc
     def build(path):
         return spoken_scenes.generate(path, settings, seed, asks=True)
 
-    run_stage("data", directory, inputs, build, collective=False)
+    def intact():
+        return spoken_scenes.has_all_shards(directory)
+
+    run_stage("data", directory, inputs, build, collective=False, intact=intact)
     return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
 
 

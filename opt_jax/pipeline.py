@@ -45,7 +45,7 @@ from opt_jax.evaluation.scorers import Model
 from opt_jax.models.inputs import Statistics
 from opt_jax.models.opt import OPT, Sizes
 from opt_jax.pretraining import corruption_settings, pretraining_task
-from opt_jax.stages import adding_seconds, read_record, run_stage, write_record
+from opt_jax.stages import adding_seconds, noted_seconds, run_stage, write_record
 from opt_jax.train import train
 
 SPLITS = ("train", "validation", "test")
@@ -85,6 +85,7 @@ def make_sources(config, workdir: Path) -> dict:
         inputs,
         lambda path: spoken_scenes.generate(path, settings, config.seed),
         collective=False,
+        intact=lambda: spoken_scenes.has_all_shards(directory),
     )
     return {split: spoken_scenes.SpokenScenes(directory, split) for split in SPLITS}
 
@@ -301,6 +302,8 @@ def pretrain(
                 f"{len(held_out.cache)} usable validation triplets do not fill a batch of {size}; set"
                 " config.train.validate_every to 0, or give more"
             )
+        if len(rows) < len(held_out.cache):
+            print(f"validation: {len(rows)} rows of {len(held_out.cache)}, which fill batches", flush=True)
         validation = list(held_out.evaluation_batches(rows, size, held_out.config.buckets[-1]))
     checkpoints = workdir / "checkpoints" / "pretrain"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -344,7 +347,7 @@ def make_report(config, workdir: Path, sources, caches, tokenizer, encoders, tra
     if jax.process_index():
         return results
     # Lost where the training was killed outright.
-    results["seconds/pretrain"] = (read_record(workdir / SECONDS) or {"seconds": 0.0})["seconds"]
+    results["seconds/pretrain"] = noted_seconds(workdir / SECONDS)
     encoder_stages = [f"encoders/{name}" for name in ("tokenizer", *encoders)]
     for stage in ("data", *encoder_stages, *(f"cache/{split}" for split in SPLITS), "evaluation"):
         path = workdir / stage / "stage.json"

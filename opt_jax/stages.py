@@ -87,13 +87,17 @@ def run_stage(
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record at `path`, None when there is none; StageMismatch when it cannot be read."""
+    """The record of a stage at `path`, None when there is none; StageMismatch when it cannot be read."""
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        missing = {"inputs", "seconds", *(["outputs"] if path.name == DONE else [])} - record.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except (ValueError, AttributeError) as error:  # not JSON, not text, not an object
         raise StageMismatch(f"{path} is damaged ({error}); delete the directory {path.parent}") from error
+    return record
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -111,8 +115,16 @@ def adding_seconds(path: Path):
         yield
     finally:
         if jax.process_index() == 0:
-            before = read_record(path) or {"seconds": 0.0}
-            write_record(path, {"seconds": before["seconds"] + time.monotonic() - start})
+            write_record(path, {"seconds": noted_seconds(path) + time.monotonic() - start})
+
+
+def noted_seconds(path: Path) -> float:
+    """The time noted in a file by `adding_seconds`; 0 where there is none, or none that can be read: nothing
+    but a figure depends on it."""
+    try:
+        return float(json.loads(path.read_text())["seconds"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0
 
 
 def _describe(name: str, directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_jax.stages import StageMismatch, run_stage
+from opt_jax.stages import StageMismatch, adding_seconds, noted_seconds, run_stage
 
 
 def counting(outputs=None, fails=False):
@@ -62,10 +62,27 @@ def test_an_interrupted_stage_goes_on_with_the_same_inputs_only(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part1", "stage.json"]
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / "stage.json").write_text('{"inputs": ')
+DAMAGED = [b'{"inputs": ', b"\xff\xfe", b"[]", b"{}", b'{"inputs": {}, "seconds": 1}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "stage.json").write_bytes(content)
     with pytest.raises(StageMismatch, match="stage.json is damaged"):
         run_stage("data", tmp_path, {}, counting())
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"seconds": null}'])
+def test_a_damaged_note_of_the_time_costs_a_figure_only(tmp_path, content):
+    path = tmp_path / "seconds.json"
+    path.write_bytes(content)
+    assert noted_seconds(path) == 0.0
+    with adding_seconds(path):
+        pass
+    first = noted_seconds(path)
+    with adding_seconds(path):
+        pass
+    assert 0.0 < first < noted_seconds(path) < 10.0
 
 
 # Two processes that build one stage together and another by the first alone, then find both done.

@@ -21,6 +21,11 @@ def check_encoders(config) -> Iterator[str]:
             "config.objectives.weights.mrc needs the classes of a detector; set it to 0 where"
             " config.encoders.regions is 'grid'"
         )
+    if config.encoders.regions == "ready" and config.data.source == "spoken_scenes":
+        yield (
+            "config.encoders.regions is 'ready', which is for sources that bring features of regions, and"
+            " Spoken Scenes bring pictures; set it to 'detector' or 'grid'"
+        )
     own = config.data.source == "manifest" and config.encoders.regions == "detector"
     if own and not config.encoders.detector.pretrained:
         yield (

@@ -58,7 +58,12 @@ def test_interrupted_generation_resumes_to_the_same_bytes(world, tmp_path, monke
     _assert_same_files(world, tmp_path)
 
     generate(tmp_path, _config(), seed=3, processes=1)  # all there: nothing to do
-    assert len(made) == 5
+    assert len(made) == 5 and generation.has_all_shards(tmp_path)
+    next((tmp_path / "test").glob("*.array_record-*")).unlink()
+    assert not generation.has_all_shards(tmp_path)
+    generate(tmp_path, _config(), seed=3, processes=1)
+    assert len(made) == 6  # of that split alone
+    _assert_same_files(world, tmp_path)
     with pytest.raises(ValueError, match="other settings"):
         generate(tmp_path, _config(), seed=4)
 

@@ -88,6 +88,19 @@ def generate(
     return {split: config[split] for split in SPLITS}
 
 
+def has_all_shards(directory: Path) -> bool:
+    """Whether all that finished data in `directory` list is there; `generate` makes what is missing again."""
+    folders = [Path(directory) / split for split in SPLITS]
+    if not all((folder / "manifest.json").is_file() for folder in folders):
+        return False
+    shards = [
+        folder / shard["file"]
+        for folder in folders
+        for shard in json.loads((folder / "manifest.json").read_text())["shards"]
+    ]
+    return all(shard.is_file() for shard in shards)
+
+
 def _tasks(folder: Path, split: str, config: ConfigDict, seed: int, asks: bool) -> list[ShardTask]:
     starts = range(0, config[split], config.shard_size)
     return [
@@ -118,7 +131,7 @@ def _is_complete(folder: Path, tasks: list[ShardTask]) -> bool:
     found, wanted = json.loads(path.read_text())["settings"], _settings(tasks)
     if found != wanted:
         raise ValueError(f"{path} is of other settings than asked for; give another directory or delete it")
-    return True
+    return all(Path(task.path).is_file() for task in tasks)
 
 
 def _make_shards(tasks: list[ShardTask], processes: int) -> None:
