@@ -1,28 +1,22 @@
 """Questions about a scene, each with one right answer. Their pictures are drawn anew, as those of sentences.
 
 Answers of a kind are about equally frequent: of yes and no each is asked for half of the time, numbers and
-names as often as scenes have them. Validation and test draw the kinds evenly; training asks more of those
-that are learnt late.
+names as often as scenes have them.
 """
 
 import numpy as np
 
 from opt_jax.data.spoken_scenes.scene import COLOUR_NAMES, SHAPES, SIZES, Scene, SceneObject, relation
 
-QUESTIONS_VERSION = 2  # of what this file asks
+QUESTIONS_VERSION = 1  # of what this file asks
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 ANSWERS = ("yes", "no", *NUMBERS, *COLOUR_NAMES, *SHAPES, *SIZES)
 _RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
-def ask(rng: np.random.Generator, scene: Scene, practice: bool = False) -> tuple[str, str]:
-    """Draws a question about the scene, and its answer, one of ANSWERS.
-
-    `practice`: what takes more of the objects in, numbers, presence and relations, comes more often.
-    """
+def ask(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    """Draws a question about the scene, and its answer, one of ANSWERS."""
     kinds = (_colour, _shape, _size, _count, _presence, _relation)
-    if practice:
-        kinds += 2 * (_count, _presence) + 4 * (_relation,)
     while True:
         asked = kinds[int(rng.integers(len(kinds)))](rng, scene)
         if asked is not None:

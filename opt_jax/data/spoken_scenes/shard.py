@@ -67,7 +67,7 @@ def draw_sample(task: ShardTask, index: int, synthesizer: Synthesizer) -> tuple[
     while sentences is None:
         scene = draw_scene(rng, task.image_size, task.max_objects)
         if task.asks:
-            question, answer = ask(rng, scene, practice=task.split == "train")
+            question, answer = ask(rng, scene)
             sentences, labels = [(question, ())], (ANSWERS.index(answer),)
         else:
             sentences = describe_for_split(rng, scene, task.split, task.references)
