@@ -33,5 +33,5 @@ def get_config() -> ConfigDict:
     )
     # Of `tiny` on a quiet 2-core machine, as in configs/pretrain.py; 0: not measured.
     config.predicted_step_seconds = 0.38
-    config.predicted_minutes = ConfigDict(dict(evaluation=0.0))
+    config.predicted_minutes = ConfigDict(dict(evaluation=16.0))
     return config

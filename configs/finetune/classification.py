@@ -18,5 +18,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.inputs = ("T", "I", "A", "T+I", "T+A", "I+A", "T+I+A")
     if variant == "tiny":
         config.train.update(dict(steps=1000, learning_rate=1e-3))  # of a classifier that starts fresh
+        config.predicted_step_seconds = 0.38
+        config.predicted_minutes.update(dict(before=2.7, evaluation=0.2))
     config.evaluation.probe_train = 4000  # rows for the linear probe of the pre-trained model
     return config

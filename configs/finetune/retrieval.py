@@ -17,6 +17,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.workdir = f"runs/{variant}_retrieval"
     if variant == "tiny":
         config.train.batch_size = 128
+        config.predicted_step_seconds = 3.3
+        config.predicted_minutes.update(dict(before=5.8, evaluation=5.4))
     config.inputs = ("T+I", "T+A", "T+I+A")  # pairs; the last: text with speech, and the picture
     config.margin = 0.2  # between probabilities
     config.contrastive_weight = 1.0
