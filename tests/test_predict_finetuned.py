@@ -209,7 +209,7 @@ def test_what_is_not_there_is_told_in_a_line(trained, tmp_path, files, capsys, h
         biggest.write_bytes(biggest.read_bytes()[:100])
     if harm == "another cache":
         (tmp_path / "before").mkdir()
-        record = {"inputs": {"caches": {"train": "other"}}}
+        record = {"inputs": {"caches": {"train": "other"}}, "outputs": {}, "seconds": 1.0}
         (tmp_path / "before" / "stage.json").write_text(json.dumps(record))
     if harm == "half a configuration":
         (tmp_path / "config.json").write_text('{"task":')

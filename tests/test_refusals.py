@@ -92,6 +92,9 @@ def test_initial_parameters_have_the_words_of_the_tokenizer(config, tmp_path, wo
 def test_initial_parameters_have_the_regions_of_the_encoders(config, tmp_path, regions, width, classes):
     config.encoders.regions = regions.replace("pretrained", "detector")
     config.objectives.weights.mrc = 0.0
+    if regions == "ready":  # Spoken Scenes bring pictures
+        (tmp_path / "train.jsonl").write_text('{"id": "0"}\n')
+        config.data.update(source="manifest", manifest=str(tmp_path))
     if regions == "pretrained":
         made = frozen(config, tmp_path / "detector", "detector", head_width=16, num_classes=7)
         config.encoders.detector.pretrained = made

@@ -290,7 +290,7 @@ def test_the_card_has_the_figures_of_the_step_that_was_evaluated(workdir, tmp_pa
     (copy / "evaluation").mkdir()
     params, record = load_trained(workdir).model.params, copy / "evaluation" / "stage.json"
     for digest, told in ((parameters_digest(params), "12.35"), ("another", "Step 3 was not evaluated")):
-        record.write_text(json.dumps({"inputs": {"parameters": digest}}))
+        record.write_text(json.dumps({"inputs": {"parameters": digest}, "outputs": {}, "seconds": 1.0}))
         main(["export", f"--checkpoint={copy}", f"--out={tmp_path / digest[:7]}"])
         card = (tmp_path / digest[:7] / "README.md").read_text(encoding="utf-8")
         assert told in card and "after step 3." in card and ("12.35" in card) == (told == "12.35")
