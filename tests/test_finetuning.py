@@ -61,6 +61,14 @@ def test_every_task_trains_is_measured_and_kept(name, pretrained, tmp_path, caps
         assert name == "vqa" or np.isfinite(results[f"before/{key}"])
     page = (tmp_path / "report.html").read_text()
     assert ("Before and after fine-tuning" in page) == (name != "vqa")
+    if name in ("classification", "retrieval"):
+        shown = json.loads((tmp_path / "evaluation" / "examples.json").read_text())
+        examples = shown["labels" if name == "classification" else "retrieval"]
+        assert len(examples) == (2 if name == "classification" else 2 * 5)
+        assert page.count("data:audio") >= 2 and page.count("data:image/png") >= 2
+    if name == "classification":
+        assert [found["inputs"] for found in examples[0]["found"]] == list(config.inputs)
+        assert all(told["labels"] and example["truths"] for example in examples for told in example["found"])
     if name == "vqa":
         shown = json.loads((tmp_path / "evaluation" / "examples.json").read_text())["questions"]
         assert [set(example) for example in shown] == [{"text", "image", "audio", "answers", "truths"}] * 2
@@ -151,7 +159,7 @@ def test_a_task_only_shows_what_its_data_have(pretrained):
 
 
 def losses(task, params, batch):
-    """Those of one batch, as a training step has them, without dropout; compiled, which takes less time here."""
+    """Those of one batch, as a training step has them, without dropout; compiled, which is faster here."""
 
     @jax.jit
     def compute(params, batch):

@@ -18,7 +18,7 @@ class Examples:
     def __init__(self, directory: Path, source):
         self.directory, self.source = Path(directory), source
         (self.directory / "media").mkdir(parents=True, exist_ok=True)
-        kinds = ("retrieval", "captions", "transcripts", "questions", "generated")
+        kinds = ("retrieval", "captions", "transcripts", "labels", "questions", "generated")
         self.content = {name: [] for name in kinds}
 
     def show(self, row: int, modalities: Sequence[str]) -> dict[str, str]:
@@ -66,6 +66,14 @@ class Examples:
         if "image_audio" in texts:
             entry["from_audio_image"] = texts["image_audio"]
         self.content["transcripts"].append(entry)
+
+    def labels(self, row: int, found: dict, truths: Sequence[str], modalities: Sequence[str]) -> None:
+        """Labels beside what of the sample they are told from.
+
+        found: {'T+I': {label: probability}} by what was shown. truths: the right ones.
+        """
+        told = [{"inputs": name, "labels": labels} for name, labels in found.items()]
+        self.content["labels"].append(self.show(row, modalities) | {"found": told, "truths": list(truths)})
 
     def question(self, row: int, answers: dict, truths: Sequence[str], modalities: Sequence[str]) -> None:
         """A question, which is the sample's text, beside what of the sample it is asked with.

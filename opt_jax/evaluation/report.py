@@ -26,6 +26,8 @@ What it reads, all under the work directory; whatever is missing leaves its sect
                      "results": [{"text" | "image" | "audio", "score": number, "correct": bool}]}],
     "captions":    [{"image", "audio", "references": [text], "from_image", "from_audio", "from_both": text}],
     "transcripts": [{"audio", "truth": text, "from_audio", "from_audio_image": text}],
+    "labels":      [{"text", "image", "audio", "truths": [text],
+                     "found": [{"inputs": "T+I" or the like, "labels": {text: probability}}]}],
     "questions":   [{"text", "image", "audio", "truths": [text],
                      "answers": [{"inputs": "T+I" or the like, "chosen", "written": text}]}],
     "generated":   [{"text", "real": picture, "reconstructed": picture, "generated": [picture]}]}.
@@ -53,7 +55,7 @@ from opt_jax.metrics_log import read_metrics
 
 _SECTIONS = ("speech_recognition", "captioning", "classification", "question_answering", "text_to_image")
 _SECTIONS += ("encoders", "seconds")
-_EXAMPLES = ("retrieval", "captions", "transcripts", "questions", "generated")
+_EXAMPLES = ("retrieval", "captions", "transcripts", "labels", "questions", "generated")
 _ALSO_SHOWN = ("triplets/train", "triplets/test", "parameters")
 
 

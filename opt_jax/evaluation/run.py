@@ -53,7 +53,7 @@ def evaluate(
         return list(loaders[split].evaluation_batches(rows, batch_size, lengths))
 
     results, best, weights = evaluate_retrieval(settings, model, loaders, say)
-    held_out, size = usable["validation"], results["retrieval/pool"]
+    held_out = usable["validation"]
     known = loaders["train"].cache.caption_keys
 
     chosen = usable["test"][: settings.texts]
@@ -102,21 +102,7 @@ def evaluate(
 
     say("examples")
     examples = Examples(directory, sources["test"])
-    for direction, (queries, item) in pretrained.directions(available).items():
-        scores = best[0][direction]
-        # Once re-ranked, what is left of the scores is an order.
-        ranked_by = "text_to_image" if weights[direction].get("as_text") else direction
-        reranked = weights[ranked_by].get("matching")
-        for query in range(min(settings.examples, size)):
-            items = top_k(scores[query : query + 1], 5)[0]
-            examples.retrieval(
-                direction,
-                queries,
-                item,
-                rows_of(test, usable["test"][query]),
-                [rows_of(test, usable["test"][i]) for i in items],
-                None if reranked else scores[query, items],
-            )
+    show_retrieval(examples, test, best[0], weights, settings.examples)
     for number in range(min(settings.examples, len(rows))):
         written = {name: texts[name][number] for name in texts}
         examples.caption(rows[number], written, available)
@@ -154,6 +140,27 @@ def evaluate_retrieval(settings, model: Model, loaders: Mapping[str, Loader], sa
     results, best = pretrained.retrieval(model, pools, weights, others, **options)
     described = describe(weights, settings.rerank_top, bool(others))
     return results | {"retrieval/pool": size, "retrieval/description": described}, best, weights
+
+
+def show_retrieval(examples: Examples, test: Loader, best: Mapping, weights: Mapping, number: int) -> None:
+    """What the first `number` queries of a pool, find; `best` scores and `weights` by direction."""
+    available = available_modalities(test.cache)
+    rows = complete_rows(test.cache, available)
+    for direction, (queries, item) in pretrained.directions(available).items():
+        scores = best[direction]
+        # Once re-ranked, what is left of the scores is an order.
+        ranked_by = "text_to_image" if weights[direction].get("as_text") else direction
+        reranked = weights[ranked_by].get("matching")
+        for query in range(min(number, len(scores))):
+            items = top_k(scores[query : query + 1], 5)[0]
+            examples.retrieval(
+                direction,
+                queries,
+                item,
+                rows_of(test, rows[query]),
+                [rows_of(test, rows[i]) for i in items],
+                None if reranked else scores[query, items],
+            )
 
 
 def available_modalities(cache: FeatureCache) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.classification import chance_mean_average_precision, mean_average_precision
+from opt_jax.evaluation.examples import Examples
 from opt_jax.models.cross_encoder import masked_mean
 from opt_jax.models.heads import wide
 from opt_jax.models.layers import dense, dense_init
@@ -89,16 +90,33 @@ class Classification(Downstream):
         return pretrained.probe(self.model(self.trained.model.params), *batches, shown, sets)
 
     def evaluate(self, params, directory):
-        del directory
         rows = self.labelled("test", None)
         batches = self.batches("test", rows)
         labels = np.concatenate([batch["labels"][batch["row_valid"]] for batch in batches])
         results = {"classification/chance/mAP": chance_mean_average_precision(labels)}
+        number, logits = self.config.evaluation.examples, {}
         for keep in self.sets:
+            name = input_sets.lettered(keep)
             (scores,) = self.answers(params, batches, keep)
-            figures = mean_average_precision(scores, labels)
-            results[f"classification/{input_sets.lettered(keep)}/mAP"] = figures["mAP"]
+            results[f"classification/{name}/mAP"] = mean_average_precision(scores, labels)["mAP"]
+            logits[name] = scores[:number]
+        self.show(directory, rows[:number], logits, labels[:number])
         return results
+
+    def show(self, directory, rows: np.ndarray, logits: dict[str, np.ndarray], labels: np.ndarray) -> None:
+        """Writes some rows [n] as examples: labels likelier than not, or the likeliest, by the input sets'
+        logits [n, C], beside the true ones, `labels` [n, C]."""
+        examples, cache = Examples(directory, self.sources["test"]), self.loaders["test"].cache
+        shown = [name for name, used in zip(input_sets.NAMES, self.sets.any(0), strict=True) if used]
+        for number, row in enumerate(rows):
+            found = {}
+            for name, of_all in logits.items():
+                each = 1 / (1 + np.exp(-of_all[number].astype(np.float64)))
+                ranked = np.argsort(-each)[: max(1, int((each > 0.5).sum()))]
+                found[name] = {cache.class_names[i]: round(float(each[i]), 3) for i in ranked}
+            truths = [cache.class_names[i] for i in np.flatnonzero(labels[number])]
+            examples.labels(int(cache.source_row[row]), found, truths, shown)
+        examples.write()
 
     def labelled(self, split: str, limit: int | None) -> np.ndarray:
         """Rows of a split that have a label and all that is shown: all, or the first `limit` in `order`."""

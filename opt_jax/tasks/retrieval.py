@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opt_jax.evaluation.examples import Examples
 from opt_jax.evaluation.large_pool import evaluate_large_pool
-from opt_jax.evaluation.run import evaluate_retrieval
+from opt_jax.evaluation.run import evaluate_retrieval, show_retrieval
 from opt_jax.models.inputs import uncorrupted
 from opt_jax.models.opt import lengths_of
 from opt_jax.objectives.contrast import alignment_contrast
@@ -145,7 +146,7 @@ class Retrieval(Downstream):
         return jnp.concatenate(parts, 1), jnp.concatenate(seen, 1)
 
     def evaluate(self, params, directory):
-        del directory
+        """Recall by every scorer; of a pool that is scored whole, what some queries find is shown."""
 
         def say(what):
             print(f"{self.config.task}: {what}", flush=True)
@@ -153,7 +154,11 @@ class Retrieval(Downstream):
         settings, model = self.config.evaluation, self.model(params)
         if settings.pool_size > settings.exhaustive:
             return evaluate_large_pool(settings, model, self.loaders, say)
-        return evaluate_retrieval(settings, model, self.loaders, say)[0]
+        results, best, weights = evaluate_retrieval(settings, model, self.loaders, say)
+        examples = Examples(directory, self.sources["test"])
+        show_retrieval(examples, self.loaders["test"], best[0], weights, settings.examples)
+        examples.write()
+        return results
 
 
 def shown_lengths(lengths: tuple[int, int, int], names) -> tuple[int, int, int]:

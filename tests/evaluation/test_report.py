@@ -142,6 +142,16 @@ def test_figures_stand_beside_chance(run):
     assert "something/else 12.125" in text
 
 
+def test_labels_are_marked_where_they_are_wrong_or_missing(run):
+    found = [{"inputs": "I", "labels": {"red ring": 0.974, "blue star": 0.6}}, {"inputs": "T", "labels": {}}]
+    example = {"image": "media/a.png", "truths": ["red ring", ATTACK], "found": found}
+    (run / "evaluation" / "examples.json").write_text(json.dumps({"labels": [example]}))
+    html = write_report(run).read_text()
+    assert f"I red ring 97 , blue star 60 {ATTACK} T red ring {ATTACK}" in " ".join(Page(html).text.split())
+    assert "red ring <small>97</small>" in html and "<ins>blue star</ins> <small>60</small>" in html
+    assert html.count("<del>red ring</del>") == 1 and html.count("<del>&lt;script") == 2
+
+
 def test_questions_have_their_tables_and_examples(run):
     path = run / "results.json"
     results = json.loads(path.read_text())
