@@ -84,13 +84,17 @@ class Examples:
         said = [{"inputs": name, "chosen": both[0], "written": both[1]} for name, both in answers.items()]
         self.content["questions"].append(shown | {"answers": said, "truths": list(truths)})
 
-    def generated(self, row: int, reconstructed: np.ndarray, picture: np.ndarray) -> None:
+    def generated(self, row: int, reconstructed: np.ndarray, pictures: dict[str, np.ndarray]) -> None:
+        """A sample's pictures, uint8 [H, W, 3]: the real one, that through the dVAE, and those drawn, by what
+        they are drawn from: 'text', 'audio', 'text_audio'."""
         shown = self.show(row, ("text", "image"))
+        names = {"text": "text", "audio": "speech", "text_audio": "both"}
         entry = {
             "text": shown["text"],
             "real": shown["image"],
             "reconstructed": self.picture(f"{row}-reconstructed.png", reconstructed),
-            "generated": [self.picture(f"{row}-generated.png", picture)],
+            "generated": [self.picture(f"{row}-from-{name}.png", x) for name, x in pictures.items()],
+            "drawn_from": [names[name] for name in pictures],
         }
         self.content["generated"].append(entry)
 

@@ -30,7 +30,8 @@ What it reads, all under the work directory; whatever is missing leaves its sect
                      "found": [{"inputs": "T+I" or the like, "labels": {text: probability}}]}],
     "questions":   [{"text", "image", "audio", "truths": [text],
                      "answers": [{"inputs": "T+I" or the like, "chosen", "written": text}]}],
-    "generated":   [{"text", "real": picture, "reconstructed": picture, "generated": [picture]}]}.
+    "generated":   [{"text", "real": picture, "reconstructed": picture, "generated": [picture],
+                     "drawn_from": [text], as many}]}.
   Every list and field may be missing. Pictures are PNG and audio is MP3 or WAV, as paths relative to
   `evaluation/`.
 

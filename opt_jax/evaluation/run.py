@@ -109,7 +109,7 @@ def evaluate(
         if "audio" in available:
             examples.transcript(rows[number], written)
     for number in range(min(settings.examples * 2, len(pictured))):
-        examples.generated(rows_of(test, drawn[number]), reconstructed[number], generated[number])
+        examples.generated(rows_of(test, drawn[number]), reconstructed[number], {"text": generated[number]})
     examples.write()
     say("done")
     return {key: value if isinstance(value, str) else number_or_none(value) for key, value in results.items()}

@@ -76,24 +76,25 @@ class Drawing(Downstream):
         model, rows = self.model(params), self.rows("test", settings.pictures)
         lengths = longest(self.loaders, {"test": rows})
         (batch,) = self.loaders["test"].evaluation_batches(rows, len(rows), lengths)
-        triplets = [source.read(int(place)) for place in self.loaders["test"].cache.source_row[rows]]
+        places = [int(place) for place in self.loaders["test"].cache.source_row[rows]]
+        triplets = [source.read(place) for place in places]
         frozen = {name: load_frozen(path) for name, path in self.trained.encoders.items() if path}
         frozen["dvae"] = self.dvae, frozen["dvae"][1]
-        results, examples = {}, Examples(directory, source)
+        results, pictures = {}, {}
         for keep in self.sets:
             name, keep = input_sets.named(keep), tuple(map(bool, keep))
             print(f"{self.config.task}: from {name.replace('_', ' and ')}", flush=True)
             codes = self.drawn(model, batch, triplets, keep)
-            figures, generated, reconstructed = named_objects_found(
+            figures, pictures[name], reconstructed = named_objects_found(
                 frozen, codes, batch["image_codes"], triplets
             )
             figures |= pretrained.code_accuracy(model, [batch], keep)
             figures["text_to_image/code_perplexity"] = perplexity(codes)
             results |= {f"{name}_{key.removeprefix('text_')}": value for key, value in figures.items()}
-            if name == "text":
-                places = self.loaders["test"].cache.source_row[rows]
-                for number, place in enumerate(places[: settings.examples]):
-                    examples.generated(int(place), reconstructed[number], generated[number])
+        examples = Examples(directory, source)
+        for number, place in enumerate(places[: settings.examples]):
+            drawn = {name: of_all[number] for name, of_all in pictures.items()}
+            examples.generated(place, reconstructed[number], drawn)
         examples.write()
         return results
 

@@ -214,6 +214,13 @@ def test_examples_show_what_is_correct_and_where_words_differ(run):
     assert text.count("The correct one is not among the first") == 1
     assert re.search(r"a red\s+<del>dog</del>\s+<ins>cat</ins>", html)
     assert "big dog nothing said" in text
+    assert "a dog real from text" in text
+
+
+def test_what_pictures_are_drawn_from_is_told(run):
+    drawn = {"generated": ["media/a.png", "media/a.png"], "drawn_from": ["speech", "both"]}
+    (run / "evaluation" / "examples.json").write_text(json.dumps({"generated": [drawn]}))
+    assert "from speech from both" in " ".join(Page(write_report(run).read_text()).text.split())
 
 
 def test_curves_of_pretraining_and_encoders(run):
