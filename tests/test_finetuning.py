@@ -1,7 +1,9 @@
 """Fine-tuning from the smallest pre-training: every task trains, is measured, and goes on where it was."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ import pytest
 from opt_jax import ablation, finetuning, pipeline
 from opt_jax.cache import CacheError
 from opt_jax.configuration import ConfigError, load
+from opt_jax.encoders import dvae
 from opt_jax.evaluation.large_pool import evaluate_large_pool
 from opt_jax.evaluation.run import evaluate_retrieval
 from opt_jax.models.inputs import standardise
 from opt_jax.stages import StageMismatch
+from opt_jax.tasks import drawing
 from opt_jax.tasks.input_sets import InputSetError
 from opt_jax.tasks.validation import validate
 from opt_jax.trained import WorkdirError, load_trained
@@ -41,6 +45,8 @@ def smallest_task(name, pretrained, workdir):
     config.evaluation.update({k: v for k, v in small.items() if k in config.evaluation})
     if name == "text_to_image":
         config.picture_decoder.train.update(steps=2, batch_size=4, warmup_steps=1)
+        with config.unlocked():
+            config.picture_decoder.train.mesh = dict(data=1, fsdp=1, tensor=1)
     if name == "vqa":
         config.data.update(train=24, validation=10, test=20)
     return config
@@ -192,6 +198,26 @@ def test_what_is_shown_changes_what_is_lost(pretrained, monkeypatch):
     statistics = trained.model.statistics
     monkeypatch.setattr(finetuning.Downstream, "ready", lambda _, batch: standardise(batch, statistics))
     np.testing.assert_allclose(loss(("I",), batch), from_picture, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["text", "audio"])
+def test_drawings_fit_a_query_that_is_heard_once_as_one_heard_with_each(pretrained, query):
+    trained = load_trained(pretrained)
+    source = pipeline.make_sources(trained.config, pretrained)["test"]
+    triplets = [source.read(row) for row in range(4)]
+    codes = np.random.default_rng(0).integers(0, 9, (4, 64))
+    pictures = dvae.decode(trained.dvae, codes)
+    whole = [dataclasses.replace(t, image=p) for t, p in zip(triplets, pictures, strict=True)]
+    nothing = dict.fromkeys(("image", "caption", "audio"))
+    asked = "caption" if query == "text" else query
+    alone = [dataclasses.replace(t, **nothing | {asked: getattr(t, asked)}) for t in triplets]
+    task = SimpleNamespace(trained=trained, dvae=trained.dvae)
+    empty = [dataclasses.replace(t, **nothing) for t in triplets]
+    found = drawing.Drawing.matches(task, codes, empty, trained.batch(alone), query)
+    expected = drawing.fitting(trained.model, trained.batch(whole), query)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.ptp(found) > 1e-3
 
 
 def test_the_margin_is_between_each_pair_and_its_negatives(pretrained, monkeypatch):

@@ -26,5 +26,5 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     config.hidden_fraction = 0.1  # of the rows: shown nothing, for guidance
     # Of so many pictures drawn for each text the one is kept that fits best.
-    config.evaluation.update(dict(pictures=100, drawn=16, top_k=32, guidance=1.0, seed=0))
+    config.evaluation.update(dict(pictures=100, drawn=32, top_k=32, guidance=1.0, seed=0))
     return config

@@ -19,7 +19,7 @@ from opt_jax.evaluation import pretrained
 from opt_jax.evaluation.examples import Examples
 from opt_jax.evaluation.pictures import named_objects_found
 from opt_jax.evaluation.run import longest
-from opt_jax.evaluation.scorers import Model
+from opt_jax.evaluation.scorers import FIELDS, Model
 from opt_jax.models.opt import lengths_of
 from opt_jax.objectives.masked import accuracy, cross_entropy
 from opt_jax.stages import run_stage
@@ -111,15 +111,29 @@ class Drawing(Downstream):
         ]
         if settings.drawn == 1:
             return tries[0]
-        scores = np.stack([self.matches(codes, triplets, keep) for codes in tries])
+        query, asked = ("text", "caption") if keep[TEXT] else ("audio", "audio")
+        empty = [dataclasses.replace(t, image=None, caption=None, audio=None) for t in triplets]
+        alone = [
+            dataclasses.replace(e, **{asked: getattr(t, asked)}) for e, t in zip(empty, triplets, strict=True)
+        ]
+        alone = self.trained.batch(alone)
+        scores = np.stack([self.matches(codes, empty, alone, query) for codes in tries])
         return np.stack(tries)[scores.argmax(0), np.arange(len(triplets))]
 
-    def matches(self, codes, triplets: list[Triplet], keep) -> np.ndarray:
-        """How well [B] each row's picture of codes [B, G] goes with its text, or its speech where no text is
-        shown, to the pre-trained model: fine-tuning teaches this one to draw only."""
+    def matches(self, codes, empty: list[Triplet], alone, query: str) -> np.ndarray:
+        """How well [B] each row's picture of codes [B, G] goes with its `query`, to the pre-trained model:
+        fine-tuning teaches this one to draw only.
+
+        `alone` is a batch of the queries, and `empty` triplets of nothing: with many pictures for each query
+        it is not heard again for every one.
+        """
         pictures = dvae.decode(self.dvae, codes)
-        shown = [dataclasses.replace(t, image=p) for t, p in zip(triplets, pictures, strict=True)]
-        return fitting(self.trained.model, self.trained.batch(shown), "text" if keep[TEXT] else "audio")
+        drawn = self.trained.batch(
+            [dataclasses.replace(t, image=p) for t, p in zip(empty, pictures, strict=True)]
+        )
+        batch = alone | {name: x for name, x in drawn.items() if name.startswith(FIELDS[IMAGE])}
+        batch |= {"present": alone["present"] | drawn["present"]}
+        return fitting(self.trained.model, batch, query)
 
 
 def fitting(model: Model, batch, query: str) -> np.ndarray:
