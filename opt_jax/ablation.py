@@ -28,9 +28,10 @@ from opt_jax.pipeline import (
     training_weights,
 )
 from opt_jax.stages import run_stage, write_record
+from opt_jax.tasks.validation import FULL
 from opt_jax.trained import load_trained
 
-FULL, BEST = "full", "best combination"
+BEST = "best combination"
 SCORERS = {BEST: "retrieval"} | {
     name: f"retrieval_{name}" for name in ("alignment", "likelihood", "matching")
 }
@@ -40,7 +41,6 @@ def run(config, workdir) -> dict:
     """Trains and evaluates every cell; returns {cell: results}. `config` is that of configs/ablation.py."""
     workdir = Path(workdir)
     setup = load_trained(config.pretrained)
-    write_record(workdir / "config.json", config.to_dict())
     caches = {split: FeatureCache(setup.directory / "cache" / split / "features") for split in SPLITS}
     encoders = {name: path for name, path in setup.encoders.items() if path}
     weights = training_weights(setup.config, make_sources(setup.config, setup.directory)["train"])
@@ -70,6 +70,8 @@ def run(config, workdir) -> dict:
             "version": EVALUATION_VERSION,
         }
         results[cell] = run_stage("evaluation", directory / "evaluation", inputs, build, collective=False)
+        # Not before: what refuses other settings leaves those that made the results.
+        write_record(workdir / "config.json", config.to_dict())
         write_record(workdir / "results.json", results)
     text = table(results)
     (workdir / "table.md").write_text(text + "\n")

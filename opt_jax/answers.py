@@ -19,6 +19,7 @@ from opt_jax.models.opt import lengths_of
 from opt_jax.tasks import input_sets
 from opt_jax.tasks.classification import class_logits
 from opt_jax.tasks.downstream import AUDIO, IMAGE, TEXT
+from opt_jax.tasks.drawing import fitting
 from opt_jax.trained import FineTuned, Trained
 
 DRAWN = 8  # pictures, of which the one that matches best is kept
@@ -71,7 +72,7 @@ def finetuned_answers(tuned: FineTuned, triplet: Triplet, texts: list[str], seed
         return {"texts": compare(trained, tuned.model, triplet, texts)}
     described = dataclasses.replace(triplet, caption=texts[0] if texts else None)
     if task == "text_to_image":
-        options = {"top_k": settings.top_k, "guidance": settings.guidance}
+        options = {"number": settings.drawn, "top_k": settings.top_k, "guidance": settings.guidance}
         return {"picture": draw(trained, tuned.model, described, seed, **options)}
     batch = trained.batch([described])
     if task in ("captioning", "speech_recognition"):
@@ -125,15 +126,20 @@ def write(tokenizer: Tokenizer, model: Model, batch, keep: Keep, *, beams: int, 
     return tokenizer.decode(model.text(batch, keep, beams=beams, **options)[0])
 
 
-def draw(trained: Trained, model: Model, described: Triplet, seed: int, **options) -> np.ndarray:
-    """A picture uint8 [H, W, 3] of a text, a recording or both: of several that `model` draws the one that
-    matches best, by the head of the pre-trained model; options of `Model.codes`."""
+def draw(trained: Trained, model: Model, described: Triplet, seed: int, number=DRAWN, **options):
+    """A picture uint8 [H, W, 3] of a text, a recording or both: of the `number` that `model` draws the one
+    that matches best, by the head of the pre-trained model; of a fine-tuned one as its evaluation chooses.
+    options: of `Model.codes`."""
     keep = (described.caption is not None, False, described.audio is not None)
-    batch = {name: np.repeat(x, DRAWN, 0) for name, x in trained.batch([described]).items()}
+    batch = {name: np.repeat(x, number, 0) for name, x in trained.batch([described]).items()}
     pictures = dvae.decode(trained.dvae, model.codes(batch, keep, seed, **options))
     query = "text" if keep[TEXT] else "audio"
     shown = trained.batch([dataclasses.replace(described, image=picture) for picture in pictures])
-    return pictures[int(trained.model.matching(shown, (query,), "image")[0].argmax())]
+    if model is trained.model:  # as where it was exported to
+        scores = trained.model.matching(shown, (query,), "image")[0]
+    else:
+        scores = fitting(trained.model, shown, query)
+    return pictures[int(scores.argmax())]
 
 
 def compare(trained: Trained, model: Model, triplet: Triplet, texts: list[str]) -> list[dict]:

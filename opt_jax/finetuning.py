@@ -126,6 +126,7 @@ def run(config, workdir) -> dict:
     for stage in ("before", "evaluation"):
         results[f"seconds/{stage}"] = json.loads((workdir / stage / "stage.json").read_text())["seconds"]
     results |= {f"triplets/{split}": own_rows(cache, sources[split]) for split, cache in caches.items()}
+    results["pretrained"] = identity["parameters"]
     results["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     write_record(workdir / "results.json", results)
     write_record(workdir / "config.json", config.to_dict())

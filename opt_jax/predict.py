@@ -70,12 +70,8 @@ def main(arguments=None) -> int:
 
     flags = parse(arguments)
     try:
-        if "task" in read_config(flags.workdir):
-            trained, answer = load_finetuned(flags.workdir, flags.step, flags.pretrained), finetuned_answers
-        elif flags.pretrained:
-            raise WorkdirError(f"--pretrained is for a fine-tuning; {flags.workdir} is a pre-training's")
-        else:
-            trained, answer = load_trained(flags.workdir, flags.step), pretrained_answers
+        finetuned = "task" in read_config(flags.workdir)
+        # Before the model is loaded, which takes longer than to see that a file is none.
         for text in flags.text:
             check_caption(text, text[:40])
         triplet = Triplet(
@@ -83,6 +79,12 @@ def main(arguments=None) -> int:
             image=read(flags.image, "image") if flags.image else None,
             audio=read(flags.audio, "audio") if flags.audio else None,
         )
+        if finetuned:
+            trained, answer = load_finetuned(flags.workdir, flags.step, flags.pretrained), finetuned_answers
+        elif flags.pretrained:
+            raise WorkdirError(f"--pretrained is for a fine-tuning; {flags.workdir} is a pre-training's")
+        else:
+            trained, answer = load_trained(flags.workdir, flags.step), pretrained_answers
         answers = answer(trained, triplet, flags.text, flags.seed)
     except (*expected_errors(), UnusableSampleError, WorkdirError) as error:
         refuse(error)

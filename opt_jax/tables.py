@@ -3,9 +3,9 @@
     python -m opt_jax.tables runs/tiny_retrieval runs/tiny_retrieval_seed_1 runs/tiny_retrieval_seed_2
 
 Directories of one task on the same data are runs of one configuration with other seeds, and are refused
-where they are not: figures of several are the mean, with the sample deviation after ±. A cell is what the
-pre-trained model could do, where it could, and after the arrow what the fine-tuned one does. The rows and
-columns are those of results.json's keys, SCORE/ROW/COLUMN.
+where they are not, or started from other pre-trainings: figures of several are the mean, with the sample
+deviation after ±. A cell is what the pre-trained model could do, where it could, and after the arrow what the
+fine-tuned one does. The rows and columns are those of results.json's keys, SCORE/ROW/COLUMN.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from opt_jax.configuration import differences, flatten
 # By score: the columns wanted, in their order.
 COLUMNS = {
     "classification": ("mAP",),
-    "retrieval": ("R@1", "R@5", "R@10"),
+    "retrieval": ("R@1", "R@5", "R@10", "shortlisted"),
     "retrieval_both": ("R@1", "R@5", "R@10"),
     "retrieval_matching": ("R@1", "R@5", "R@10"),
     "retrieval_alignment": ("R@1", "R@5", "R@10"),
@@ -54,6 +54,10 @@ def tables(workdirs: Sequence[Path]) -> str:
                 f"{workdir} is no other seed of {other}: {'; '.join(changed)}; make a table of each alone"
             )
         seeds = runs.setdefault(key, {})
+        if len({run.get("pretrained") for run in (results, *seeds.values())}) > 1:
+            raise TableError(
+                f"{workdir} was fine-tuned from another pre-training than {other}; make a table of each alone"
+            )
         if config["seed"] in seeds:
             raise TableError(f"{workdir}: another directory is {config['task']} with seed {config['seed']}")
         seeds[config["seed"]] = results

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from opt_jax import ablation, finetuning, pipeline
 from opt_jax.cache import CacheError
@@ -258,6 +259,7 @@ def test_the_margin_is_between_each_pair_and_its_negatives(pretrained, monkeypat
         (dict(label_smoothing=2.0), "config.label_smoothing is 2.0"),
         (dict(dropout=1.0), "config.dropout"),
         (dict(task="vqa"), "config.data.kind is 'pretraining'"),
+        (dict(inputs=("I", "A", "I")), "config.inputs names 'I' twice"),
         (dict(predicted_step_seconds=-1.0), "config.predicted_step_seconds is -1.0"),
         (dict(evaluation=dict(document_frequencies="gone.json")), "frequencies: gone.json: no document freq"),
     ],
@@ -265,6 +267,43 @@ def test_the_margin_is_between_each_pair_and_its_negatives(pretrained, monkeypat
 def test_bad_configurations_are_told(pretrained, change, message):
     config = smallest_task("captioning", pretrained, "unused")
     config.update(change)
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_tasks_refuse_what_cannot_be_answered_or_ranked(pretrained):
+    config = smallest_task("vqa", pretrained, "unused")
+    config.inputs = ("T+I", "I")
+    with pytest.raises(ConfigError, match="config.inputs 'I' shows no question"):
+        validate(config)
+    config = smallest_task("retrieval", pretrained, "unused")
+    config.evaluation.pool_size = 1
+    with pytest.raises(ConfigError, match="config.evaluation.pool_size is 1; of one there"):
+        validate(config)
+    config = smallest_task("speech_recognition", pretrained, "unused")
+    config.data.update(kind="noise", decibels=float("nan"))
+    with pytest.raises(ConfigError, match="config.data.decibels is nan; it must be finite"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("families", "evaluation", "message"),
+    [
+        ({}, {}, "config.families is empty"),
+        ({"full": ("mlm",)}, {}, "'full' cannot be the name of a family"),
+        ({"a/b": ("mlm",)}, {}, "'a/b' cannot be the name of a family"),
+        ({"MLM": ()}, {}, "config.families.MLM is empty"),
+        ({"MLM": ("mlm",)}, {"pools": 0}, "config.evaluation.pools is 0"),
+        ({"MLM": ("mlm",)}, {"probe_train": -5}, "config.evaluation.probe_train is -5"),
+    ],
+)
+def test_an_ablation_that_cannot_work_is_refused_before_its_trainings(
+    pretrained, families, evaluation, message
+):
+    config = load(ROOT / "configs" / "ablation.py")
+    config.pretrained = str(pretrained)
+    config.families = ConfigDict(families)
+    config.evaluation.update(evaluation)
     with pytest.raises(ConfigError, match=message):
         validate(config)
 

@@ -55,6 +55,9 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused(tmp_path):
     newer = {"workdir": "b", "pretrained": "y", "predicted_minutes": {"before": 1.0}, "draws": []}
     second = workdir(tmp_path / "b", results, seed=1, more=same | newer)
     assert "2 seeds" in tables.tables([first, second])
+    other = workdir(tmp_path / "d", results | {"pretrained": "digest"}, seed=3, more=same)
+    with pytest.raises(tables.TableError, match="d was fine-tuned from another pre-training than .*a; make"):
+        tables.tables([first, second, other])
     third = workdir(tmp_path / "c", results, seed=2, more={"train": {"steps": 800}})
     with pytest.raises(tables.TableError, match=r"c is no other seed of .*a: train.steps: 400 -> 800; make"):
         tables.tables([first, second, third])

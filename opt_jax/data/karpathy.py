@@ -16,7 +16,7 @@ from opt_jax.data.row import Row
 from opt_jax.data.triplet import SourceError, UnusableSampleError
 
 SPLITS = ("train", "val", "test", "restval")
-ROWS = ("images", "sentences")
+ROWS = ("images", "sentences", "training_sentences")
 RESTVAL = ("train", "apart")
 
 
@@ -30,9 +30,10 @@ class Karpathy(JsonSource):
         with what the pictures' `filepath` names, as train2014 and val2014, or with the pictures themselves
         where there is none; without it the samples are sentences only. rows: 'images', a row a picture,
         whose id is `imgid` and whose caption is the first sentence; or 'sentences', a row a sentence,
-        imgid/number from 0, those of one picture in one group. restval: 'train' adds the pictures of COCO's
-        validation set that are in neither val nor test to train, as is usual; 'apart' leaves them to their
-        own split.
+        imgid/number from 0, those of one picture in one group; or 'training_sentences', these for training
+        and a row a picture elsewhere, where captions are compared with all of its sentences. restval: 'train'
+        adds the pictures of COCO's validation set that are in neither val nor test to train, as is usual;
+        'apart' leaves them to their own split.
     """
 
     kind = "karpathy"
@@ -47,6 +48,8 @@ class Karpathy(JsonSource):
         ):
             if value not in known:
                 raise SourceError(f"karpathy:{path}: {option}={value}; choose from {', '.join(known)}")
+        if rows == "training_sentences":
+            rows = "sentences" if split == "train" else "images"
         self._rows_are, self._unknown_splits = rows, {}
         self._splits = {split, "restval"} if (split, restval) == ("train", "train") else {split}
         super().__init__(path, images, class_names)

@@ -3,7 +3,8 @@
     vqa:v2_OpenEnded_mscoco_{split}2014_questions.json,annotations=v2_mscoco_{split}2014_annotations.json,
         images=coco,validation=val,test=val
 
-on one line. The files are those of visualqa.org/download.html and COCO's pictures.
+on one line. The files are those of visualqa.org/download.html and COCO's pictures. The answers about test2015
+are kept back: the file that `annotations` names for it need not be there.
 """
 
 import collections
@@ -37,6 +38,7 @@ class VQA(RowSource):
     Attributes, N rows, at most P known answers to a question:
       answer_numbers: int32 [N, P], classes; 0 beyond a row's last.
       answer_scores: float32 [N, P] in [0, 1], of these; 0 beyond a row's last.
+      answered: False where the answers are kept back.
 
     Args:
       path: the questions. annotations: their answers. images: the folder of the pictures, or of train2014 and
@@ -53,19 +55,23 @@ class VQA(RowSource):
             size = 0
         if size < 1:
             raise SourceError(f"vqa:{path}: answers={answers}; expected a whole number above 0")
-        questions, self._set_aside = read_vqa(path, annotations, subset)
+        self.answered = class_names is None or Path(annotations).is_file()
+        questions, self._set_aside = read_vqa(path, annotations if self.answered else None, subset)
+        if not self.answered and not questions[0].image.startswith("COCO_test2015_"):
+            raise SourceError(f"vqa:{path}: there is no {annotations}, which only test2015 may lack")
         fields = ([q.id, q.image, q.question, q.answers, q.answer_type] for q in questions)
         self.path, self._questions = Path(path), Texts(json.dumps(each).encode() for each in fields)
         alike = functools.cache(normalise_answer)  # a hundred thousand different ones among millions
         given = [[alike(answer) for answer in question.answers] for question in questions]
         self._answers = vocabulary(given, size) if class_names is None else list(class_names)
         self.answer_numbers, self.answer_scores = self._tables(given)
-        identity = {"sha256": _sha256(path), "annotations_sha256": _sha256(annotations)}
+        digest = _sha256(annotations) if self.answered else None
+        identity = {"sha256": _sha256(path), "annotations_sha256": digest}
         super().__init__("vqa", {"image": images}, identity, self._answers)
 
     def _tables(self, given: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         numbers = {answer: number for number, answer in enumerate(self._answers)}
-        shape = len(self), max(map(len, given))
+        shape = len(self), max(1, *map(len, given))
         classes, scores = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for row, answers in enumerate(given):
             known = {numbers[a]: score for a, score in soft_scores(answers).items() if a in numbers}
@@ -91,7 +97,7 @@ class VQA(RowSource):
         if question is None:
             error = self._set_aside[index - len(self._questions)]
             raise UnusableSampleError(error.sample_id, error.part, error.reason)
-        if len(question.answers) < 2:  # the metric leaves out each of them in turn
+        if self.answered and len(question.answers) < 2:  # the metric leaves out each of them in turn
             raise UnusableSampleError(str(question.id), "answers", "are those of one person, expected more")
         known = self.answer_numbers[index][self.answer_scores[index] > 0]
         labels, sentence = tuple(self._answers[number] for number in known), question.question.strip()

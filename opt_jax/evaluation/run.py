@@ -18,7 +18,7 @@ from opt_jax.evaluation.retrieval import top_k
 from opt_jax.evaluation.scorers import Model
 
 # Raised with every change of what a figure means; a run evaluated before that is refused, not kept.
-EVALUATION_VERSION = 8
+EVALUATION_VERSION = 9
 WRITTEN = {"audio": (False, False, True), "image": (False, True, False), "image_audio": (False, True, True)}
 
 

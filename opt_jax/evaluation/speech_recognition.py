@@ -9,8 +9,8 @@ _NOT_SPOKEN = re.compile(r"[^\w\s']|_")
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation but apostrophes, single spaces: what can be heard."""
-    return " ".join(_NOT_SPOKEN.sub(" ", text.lower()).split())
+    """What can be heard: lower case, no punctuation but apostrophes, all of one kind, single spaces."""
+    return " ".join(_NOT_SPOKEN.sub(" ", text.lower().replace("\u2019", "'")).split())
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:

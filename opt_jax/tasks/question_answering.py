@@ -49,6 +49,8 @@ class QuestionAnswering(Classification):
     weights = {"classes": 1.0, "text": 1.0}
 
     def __init__(self, config, trained, loaders, sources):
+        listed = vqa.behind(sources["test"])
+        self.scored = listed is None or listed[0].answered
         super().__init__(config, trained, loaders, sources)
         self.draws = [config.picture_weight if keep[IMAGE] else 1.0 for keep in self.sets]
         self.answers_known = list(loaders["train"].cache.class_names)
@@ -106,6 +108,7 @@ class QuestionAnswering(Classification):
 
         Where people's answers count, `directory`/answers.json gets what is chosen from the first of the input
         sets. Questions whose pictures cannot be used, which the figures leave out, get the most frequent one.
+        Where the answers are kept back (test2015) that file is all there is.
         """
         cache, found = self.loaders["test"].cache, vqa.behind(self.sources["test"])
         if found:
@@ -119,10 +122,12 @@ class QuestionAnswering(Classification):
             truths = [[self.answers_known[row["labels"][0]]] * PEOPLE for row in asked]
             types = np.array([" ".join(row["caption"].split()[:2]) for row in asked])
         usual = self.most_frequent()
-        constant = vqa_accuracy([usual] * len(rows), truths)
-        results = {"question_answering/most_frequent/accuracy": constant}
+        results, scored = {}, self.sets if self.scored else []
+        if self.scored:
+            constant = vqa_accuracy([usual] * len(rows), truths)
+            results = {"question_answering/most_frequent/accuracy": constant}
         answers = [self.said(params, rows, keep) for keep in self.sets]
-        for keep, both in zip(self.sets, answers, strict=True):
+        for keep, both in zip(scored, answers, strict=self.scored):
             for way, texts in zip(("accuracy", "accuracy_written"), both, strict=True):
                 name = f"question_answering/{input_sets.lettered(keep)}/{way}"
                 scores = answer_accuracies(texts, truths)

@@ -1,5 +1,6 @@
 """Judges a configuration of fine-tuning, or of the ablation, before anything long starts."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from opt_jax.checks import DECAYS, below_one, not_negative, one_of, positive, pr
 from opt_jax.configuration import ConfigError, nearest
 from opt_jax.evaluation.cider import read_frequencies
 
+FULL = "full"  # the ablation's name for what leaves nothing out
 TASKS = ("captioning", "classification", "retrieval", "speech_recognition", "text_to_image", "vqa")
 OBJECTIVES = ("mlm", "mvfr", "mrc", "mafr", "macl", "dtr", "dir", "matching", "contrastive")
 DATA = {"speech_recognition": ("pretraining", "source", "noise"), "vqa": ("questions", "source")}
@@ -39,7 +41,14 @@ def _pretrained(config) -> Iterator[str]:
 def _ablation(config) -> Iterator[str]:
     yield from positive(config, "steps")
     yield from not_negative(config, "seed")
+    yield from _evaluation(config)
+    if not config.families:
+        yield "config.families is empty; name at least one, with the objectives that it leaves out"
     for family, names in config.families.items():
+        if family == FULL or "/" in family:
+            yield f"config.families: {family!r} cannot be the name of a family; choose another"
+        if not names:
+            yield f"config.families.{family} is empty; name the objectives that it leaves out"
         for name in names:
             if name not in OBJECTIVES:
                 yield f"config.families.{family}: no objective is called {name!r}{nearest(name, OBJECTIVES)}"
@@ -90,6 +99,25 @@ def _finetuning(config) -> Iterator[str]:
     yield from not_negative(config, *weights)
     counts = ("hard_temperature", "anchors", "negatives", "picture_weight")
     yield from positive(config, *(field for field in counts if field in config))
+    yield from _evaluation(config)
+    yield from _inputs(config)
+    if "decibels" in config.data and not math.isfinite(config.data.decibels):
+        yield f"config.data.decibels is {config.data.decibels}; it must be finite"
+
+
+def _inputs(config) -> Iterator[str]:
+    names = [frozenset(name.split("+")) for name in config.inputs]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            yield f"config.inputs names {config.inputs[number]!r} twice; leave one out"
+        if config.task == "vqa" and not name & {"T", "A"}:
+            yield (
+                f"config.inputs {config.inputs[number]!r} shows no question, which is the text T or the"
+                " speech A; add one of them"
+            )
+
+
+def _evaluation(config) -> Iterator[str]:
     may_be_zero = {"examples", "rerank_top", "guidance", "seed"}
     if named := config.evaluation.get("document_frequencies"):
         try:
@@ -100,3 +128,5 @@ def _finetuning(config) -> Iterator[str]:
     fields = {field: f"evaluation.{field}" for field in sorted(numbers)}
     yield from not_negative(config, *(name for field, name in fields.items() if field in may_be_zero))
     yield from positive(config, *(name for field, name in fields.items() if field not in may_be_zero))
+    if config.evaluation.get("pool_size", 2) == 1:
+        yield "config.evaluation.pool_size is 1; of one there is nothing to choose"

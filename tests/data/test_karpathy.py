@@ -46,6 +46,18 @@ def refused(source, index: int, reason: str):
         source[index]
 
 
+def test_sentences_are_rows_where_they_are_trained_on(tmp_path):
+    spec = f"karpathy:{write(tmp_path, *COCO)},rows=training_sentences"
+    splits = open_splits(spec)
+    assert {split: len(source) for split, source in splits.items()} == {
+        "train": 3,
+        "validation": 1,
+        "test": 2,
+    }
+    assert [splits["train"][row].id for row in (0, 1, 2)] == ["1/0", "2/0", "2/1"]
+    assert splits["test"][0].references == ("A ball.", "A red ball.")
+
+
 def test_a_row_a_picture(tmp_path):
     path = write(tmp_path, *COCO)
     for number, folder in enumerate(["val2014", "val2014", "train2014", "val2014", "val2014"]):

@@ -85,6 +85,22 @@ def test_other_splits_have_the_answers_of_training(tmp_path):
     assert splits["train"].fingerprint() != open_splits(spec.replace("=2", "=3"))["train"].fingerprint()
 
 
+def test_answers_that_are_kept_back_leave_the_questions(tmp_path):
+    write(tmp_path, "test", (20, 4, "What?", [], "other"), (21, 4, "Who?", [], "other"), subset="test2015")
+    (tmp_path / "test_annotations.json").unlink()
+    spec = write(tmp_path, "train", *TRAIN) + ",validation=train"
+    test = open_splits(spec)["test"]
+    assert not test.answered and test[1].caption == "Who?" and test[1].labels == ()
+    assert test.answer_scores.shape == (2, 1) and not test.answer_scores.any()
+    assert test.fingerprint() == open_splits(spec)["test"].fingerprint()
+    with pytest.raises(SourceError, match="train_annotations.json"):  # training has none without
+        open_split(spec.replace("annotations=", "annotations=gone/"), "train")
+    write(tmp_path, "test", (20, 4, "What?", [], "other"))
+    (tmp_path / "test_annotations.json").unlink()
+    with pytest.raises(SourceError, match="no .*test_annotations.json, which only test2015 may lack"):
+        open_splits(spec)
+
+
 def test_blank_answers_agree_with_none(tmp_path):
     source = open_split(write(tmp_path, "train", *TRAIN), "train")
     given = said_by_people(source.question(1))

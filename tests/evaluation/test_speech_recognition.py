@@ -16,6 +16,10 @@ def test_case_and_punctuation_are_not_errors_but_apostrophes_are():
     assert error_rates(["it's a dog"], ["its a dog"])["WER"] == pytest.approx(100 / 3)
 
 
+def test_an_apostrophe_is_one_however_it_is_printed():
+    assert error_rates(["don\u2019t"], ["don't"])["WER"] == 0.0
+
+
 def test_silence_is_all_deletions_and_babble_exceeds_100():
     assert error_rates(["a dog"], [""]) == {"WER": 100.0, "CER": 100.0}
     assert error_rates(["dog"], ["x y z"])["WER"] == 300.0

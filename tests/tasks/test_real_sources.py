@@ -1,6 +1,7 @@
 """Fine-tuning on published sets, in small, from the smallest pre-training on pictures and sentences."""
 
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -125,6 +126,30 @@ def test_captions_of_a_published_set(data, pretrained, tmp_path, capsys):
     moved.symlink_to(Path(data["karpathy"].partition(":")[2].partition(",")[0]).parent)
     config.data.source = f"karpathy:{moved}/dataset_flickr30k.json,images={moved}"
     assert finetuning.run(config, tmp_path) == results
+
+
+@pytest.mark.slow
+def test_questions_whose_answers_are_kept_back_get_an_answer_file(data, pretrained, tmp_path):
+    folder = Path(data["vqa"].partition(":")[2].partition(",")[0]).parent
+    for name in ("v2_train2014", "v2_val2014"):
+        for kind in ("questions", "annotations"):
+            shutil.copy(folder / f"{name}_{kind}.json", tmp_path)
+    asked = json.loads((tmp_path / "v2_val2014_questions.json").read_text())
+    (tmp_path / "v2_test2015_questions.json").write_text(json.dumps(asked | {"data_subtype": "test2015"}))
+    pictures = tmp_path / "coco"
+    shutil.copytree(folder / "coco", pictures)
+    for path in (pictures / "val2014").iterdir():
+        (pictures / "test2015").mkdir(exist_ok=True)
+        shutil.copy(path, pictures / "test2015" / path.name.replace("val2014", "test2015"))
+    spec = f"vqa:{tmp_path}/v2_{{split}}_questions.json,images={pictures},answers=4,train=train2014"
+    spec += f",annotations={tmp_path}/v2_{{split}}_annotations.json,validation=val2014,test=test2015"
+    config = smallest_task("vqa", pretrained, tmp_path / "run", spec, ("T+I",))
+    validate(config)
+    results = finetuning.run(config, tmp_path / "run")
+    assert not [key for key in results if key.startswith("question_answering")]
+    answers = json.loads((tmp_path / "run" / "evaluation" / "answers.json").read_text())
+    assert [answer["question_id"] for answer in answers] == [q["question_id"] for q in asked["questions"]]
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.slow
