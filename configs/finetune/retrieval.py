@@ -30,7 +30,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.hard_fraction = 0.8  # of the pairs: with negatives drawn by similarity; the others evenly
     config.hard_temperature = 0.1
     config.evaluation.update(
-        dict(pool_size=200, pools=2, matching_pools=1, validation_pools=1, rerank_top=20)
+        dict(pool_size=200, pools=2, matching_pools=2, validation_pools=1, rerank_top=20)
         # In one pool of more than `exhaustive` (the paper's has 5,000) alignment makes short lists, and only
         # the pairs on these are scored, of so many queries at a time.
         | dict(exhaustive=500, shortlist=50, chunk=50)
