@@ -45,11 +45,11 @@ class Classification(Downstream):
     """
 
     weights = {"classes": 1.0}
-    scored = True  # the test split has what the answers are compared with
+    answers_there = True  # the test split has what the answers are compared with
 
     def __init__(self, config, trained, loaders, sources):
         super().__init__(config, trained, loaders, sources)
-        for split in ("train", "test") if self.scored else ("train",):
+        for split in ("train", "test") if self.answers_there else ("train",):
             if not loaders[split].cache.class_names or not len(self.labelled(split, 1)):
                 raise input_sets.InputSetError(
                     f"the {split} split has no labels, which {config.task} needs; name data that have some:"

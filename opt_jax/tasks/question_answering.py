@@ -50,7 +50,7 @@ class QuestionAnswering(Classification):
 
     def __init__(self, config, trained, loaders, sources):
         listed = vqa.behind(sources["test"])
-        self.scored = listed is None or listed[0].answered
+        self.answers_there = listed is None or listed[0].answered
         super().__init__(config, trained, loaders, sources)
         self.draws = [config.picture_weight if keep[IMAGE] else 1.0 for keep in self.sets]
         self.answers_known = list(loaders["train"].cache.class_names)
@@ -122,12 +122,22 @@ class QuestionAnswering(Classification):
             truths = [[self.answers_known[row["labels"][0]]] * PEOPLE for row in asked]
             types = np.array([" ".join(row["caption"].split()[:2]) for row in asked])
         usual = self.most_frequent()
-        results, scored = {}, self.sets if self.scored else []
-        if self.scored:
-            constant = vqa_accuracy([usual] * len(rows), truths)
-            results = {"question_answering/most_frequent/accuracy": constant}
         answers = [self.said(params, rows, keep) for keep in self.sets]
-        for keep, both in zip(scored, answers, strict=self.scored):
+        results = self.accuracies(usual, answers, truths, types) if self.answers_there else {}
+        if found:
+            every = [question for place in places if (question := listed.question(int(place)))]
+            chosen = {question.id: usual for question in every}
+            chosen |= {question.id: text for question, text in zip(questions, answers[0][0], strict=True)}
+            write_answers(directory / "answers.json", chosen, every)
+        self.show(directory, rows, answers, truths)
+        return results
+
+    def accuracies(self, usual: str, answers, truths, types: np.ndarray) -> dict[str, float]:
+        """Results for what `said` gave for each input set, `answers`, and for always saying `usual`; types:
+        those of the questions, '' for none."""
+        constant = vqa_accuracy([usual] * len(truths), truths)
+        results = {"question_answering/most_frequent/accuracy": constant}
+        for keep, both in zip(self.sets, answers, strict=True):
             for way, texts in zip(("accuracy", "accuracy_written"), both, strict=True):
                 name = f"question_answering/{input_sets.lettered(keep)}/{way}"
                 scores = answer_accuracies(texts, truths)
@@ -135,12 +145,6 @@ class QuestionAnswering(Classification):
                 for kind in sorted(set(types) - {""}):
                     of_kind = "_".join([name, *re.findall(r"\w+", kind)])
                     results[of_kind] = 100 * float(scores[types == kind].mean())
-        if found:
-            every = [question for place in places if (question := listed.question(int(place)))]
-            chosen = {question.id: usual for question in every}
-            chosen |= {question.id: text for question, text in zip(questions, answers[0][0], strict=True)}
-            write_answers(directory / "answers.json", chosen, every)
-        self.show(directory, rows, answers, truths)
         return results
 
     def show(self, directory, rows: np.ndarray, answers, truths) -> None:
